@@ -1,0 +1,393 @@
+package fs
+
+import (
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"untorn/txn"
+)
+
+// file is an open file: what the kernel calls by a file handle.
+type file struct {
+	f     *FS
+	n     *node
+	flags uint32 // of open(2)
+
+	// fd does the reads and writes. It belongs to the file (own), to all readers of the version (shared), or to the
+	// staged file (st).
+	fd     int
+	own    bool
+	shared *reader
+	st     *txn.Staged
+	w      *txn.Writer // nil unless it writes to st
+
+	beside  bool // on the node of a version, while fd is of the staged file
+	passing bool // it counts in n.backing
+}
+
+// reader is the descriptor of a version that all its readers share.
+type reader struct {
+	fd   int
+	refs int // GUARDED_BY(node.mu)
+}
+
+// files is the table of open files.
+type files struct {
+	mu   sync.RWMutex
+	list []any    // GUARDED_BY(mu); *file or *stream, at index handle-1
+	free []uint64 // GUARDED_BY(mu)
+}
+
+func (t *files) put(v any) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if k := len(t.free); k > 0 {
+		h := t.free[k-1]
+		t.free = t.free[:k-1]
+		t.list[h-1] = v
+		return h
+	}
+	t.list = append(t.list, v)
+	return uint64(len(t.list))
+}
+
+func (t *files) any(h uint64) any {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if h == 0 || h > uint64(len(t.list)) {
+		return nil
+	}
+	return t.list[h-1]
+}
+
+func (t *files) get(h uint64) *file {
+	fl, _ := t.any(h).(*file)
+	return fl
+}
+
+func (t *files) remove(h uint64) any {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h == 0 || h > uint64(len(t.list)) {
+		return nil
+	}
+	v := t.list[h-1]
+	t.list[h-1] = nil
+	t.free = append(t.free, h)
+	return v
+}
+
+// reader returns the shared descriptor of a version, opened if need be; the caller owes a putReader.
+func (f *FS) reader(n *node) (*reader, error) {
+	n.mu.Lock()
+	if r := n.reading; r != nil {
+		r.refs++
+		n.mu.Unlock()
+		return r, nil
+	}
+	n.mu.Unlock()
+	fd, err := f.openVersion(n, unix.O_RDONLY)
+	if err == txn.ErrStale {
+		// Its name is gone, but not everybody who has it open.
+		if other, release := n.openFd(); other >= 0 {
+			fd, err = f.o.Sys().Reopen(other, unix.O_RDONLY)
+			release()
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if r := n.reading; r != nil { // somebody was faster
+		f.o.Sys().Close(fd)
+		r.refs++
+		return r, nil
+	}
+	n.reading = &reader{fd: fd, refs: 1}
+	return n.reading, nil
+}
+
+// putReader gives a shared descriptor back.
+//
+// LOCKS_REQUIRED(n.mu)
+func (n *node) putReader(f *FS, r *reader) {
+	if r.refs--; r.refs == 0 {
+		f.o.Sys().Close(r.fd)
+		n.reading = nil
+	}
+}
+
+// openFd borrows the descriptor of an open file of the node, -1 if there is none.
+func (n *node) openFd() (fd int, release func()) {
+	n.mu.Lock()
+	for _, fl := range n.files {
+		if !fl.beside {
+			return fl.fd, n.mu.Unlock
+		}
+	}
+	n.mu.Unlock()
+	return -1, nil
+}
+
+// install makes an open file known and decides on its data path.
+func (f *FS) install(n *node, fl *file, out *fuse.OpenOut) fuse.Status {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if fl.beside {
+		if s := n.pathBeside(fl, out); !s.Ok() {
+			f.discard(n, fl)
+			return s
+		}
+	} else if !f.passOn(n, fl, out) && n.unchanged(f, fl) {
+		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
+	}
+	n.files = append(n.files, fl)
+	out.Fh = f.files.put(fl)
+	return fuse.OK
+}
+
+// unchanged reports whether the file is as it was when it was opened last, so that what the kernel has cached of it is
+// good.
+//
+// LOCKS_REQUIRED(n.mu)
+func (n *node) unchanged(f *FS, fl *file) bool {
+	if fl.st != nil && !fl.st.State().Ended() {
+		return len(n.files) > 0 // all its writers are on this one node
+	}
+	var st unix.Statx_t
+	if f.o.Sys().Stat(fl.fd, "", &st) != nil {
+		return false
+	}
+	now := seen{st.Mtime, st.Ctime, st.Size}
+	same := n.seen == now
+	n.seen = now
+	return same
+}
+
+// discard gives back what a file holds.
+//
+// LOCKS_REQUIRED(n.mu)
+func (f *FS) discard(n *node, fl *file) {
+	if fl.passing {
+		n.putBacking(f)
+	}
+	switch {
+	case fl.st != nil:
+		if fl.w != nil {
+			// Publishing takes locks that come before ours, see doc.go.
+			n.mu.Unlock()
+			fl.w.Release()
+			n.mu.Lock()
+		}
+		fl.st.Unhold()
+	case fl.shared != nil:
+		n.putReader(f, fl.shared)
+	case fl.own:
+		f.o.Sys().Close(fl.fd)
+	}
+}
+
+// Release implements fuse.RawFileSystem.
+func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	fl, _ := f.files.remove(in.Fh).(*file)
+	if fl == nil {
+		return
+	}
+	n := fl.n
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i, o := range n.files {
+		if o == fl {
+			n.files = append(n.files[:i:i], n.files[i+1:]...)
+			break
+		}
+	}
+	f.discard(n, fl)
+}
+
+// Flush implements fuse.RawFileSystem: one close(2). It is not bound to the cancellation of the request: signals
+// interrupt requests all the time, and what is decided here is decided.
+func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	fl := f.files.get(in.Fh)
+	if fl == nil || fl.w == nil {
+		return fuse.OK
+	}
+	return status(fl.w.Flush(f.caller(&in.InHeader)))
+}
+
+// Fsync implements fuse.RawFileSystem.
+func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	fl := f.files.get(in.Fh)
+	if fl == nil {
+		return fuse.EBADF
+	}
+	data := in.FsyncFlags&1 != 0
+	if fl.st != nil {
+		return status(fl.st.Sync(data))
+	}
+	if data {
+		return status(f.o.Sys().Fdatasync(fl.fd))
+	}
+	return status(f.o.Sys().Fsync(fl.fd))
+}
+
+// Read implements fuse.RawFileSystem.
+func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	fl := f.files.get(in.Fh)
+	if fl == nil {
+		return nil, fuse.EBADF
+	}
+	n, err := f.o.Sys().Pread(fl.fd, buf, int64(in.Offset))
+	if err != nil {
+		return nil, status(err)
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// Write implements fuse.RawFileSystem. Every failure that loses bytes is remembered: programs often ignore it.
+func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	fl := f.files.get(in.Fh)
+	if fl == nil {
+		return 0, fuse.EBADF
+	}
+	sys := f.o.Sys()
+	done := 0
+	err := fl.writable(func(fd int) error {
+		return sys.As(txn.Cred{Uid: in.Uid, Gid: in.Gid}, func() error {
+			for done < len(data) {
+				n, err := sys.Pwrite(fd, data[done:], int64(in.Offset)+int64(done))
+				if err != nil {
+					return err
+				}
+				done += n
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		if fl.w != nil && txn.Poisonous(err) {
+			fl.st.Poison(err)
+		}
+		if done == 0 {
+			return 0, status(err)
+		}
+	}
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		txn.DropPrivilege(sys, fl.fd)
+	}
+	return uint32(done), fuse.OK
+}
+
+// Writev implements fuse.RawFileSystem: Write will be called.
+func (f *FS) Writev(<-chan struct{}, *fuse.WriteIn, [][]byte) (uint32, fuse.Status) {
+	return 0, fuse.ENOSYS
+}
+
+// writable runs do with a descriptor that can write, which with passthrough the one of a staged file cannot.
+func (fl *file) writable(do func(fd int) error) error {
+	if fl.st == nil {
+		return do(fl.fd)
+	}
+	return fl.st.Writable(do)
+}
+
+func (fl *file) truncate(size int64) error {
+	if fl.st != nil {
+		return fl.st.Truncate(size)
+	}
+	return fl.f.o.Sys().Truncate(fl.fd, size)
+}
+
+// truncatePath is truncate(2): stage, change, publish, in one request, or rather two, because the version and what
+// replaces it are two nodes.
+func (f *FS) truncatePath(n *node, size int64, c txn.Caller) error {
+	t := thread{tid: c.Tid, uid: c.Uid, gid: c.Gid}.key()
+	rd := f.redirects.take(t)
+	if rd != nil && rd.m == n {
+		defer f.nodes.unref(n)
+		err := rd.w.Staged().Truncate(size)
+		if cerr := rd.w.Commit(); err == nil {
+			err = cerr
+		}
+		return err
+	}
+	f.redirects.drop(rd)
+	if n.staged != nil && !n.staged.State().Ended() {
+		return n.staged.Truncate(size)
+	}
+	parent, name := f.nodes.at(n)
+	d, err := f.dirOf(parent)
+	if err != nil {
+		return err
+	}
+	w, err := (*txn.Writer)(nil), error(txn.ErrInPlace)
+	if !d.Direct(name) {
+		w, err = d.OpenWrite(name, n.ident, unix.O_WRONLY, c)
+	}
+	if err == txn.ErrInPlace {
+		fd, err := f.openVersion(n, unix.O_WRONLY)
+		if err != nil {
+			return err
+		}
+		defer f.o.Sys().Close(fd)
+		return f.o.Sys().Truncate(fd, size)
+	}
+	if err != nil {
+		return err
+	}
+	f.redirects.put(t, n, f.nodes.ofStaged(w.Staged(), parent, name), w)
+	f.server.EntryNotify(parent.id, name)
+	return txn.ErrStale
+}
+
+// Fallocate implements fuse.RawFileSystem.
+func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	fl := f.files.get(in.Fh)
+	if fl == nil {
+		return fuse.EBADF
+	}
+	err := fl.writable(func(fd int) error {
+		return f.o.Sys().Fallocate(fd, in.Mode, int64(in.Offset), int64(in.Length))
+	})
+	if fl.w != nil && txn.Poisonous(err) && err != unix.EFBIG {
+		fl.st.Poison(err)
+	}
+	return status(err)
+}
+
+// Lseek implements fuse.RawFileSystem. The kernel asks only for SEEK_DATA and SEEK_HOLE.
+func (f *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	fl := f.files.get(in.Fh)
+	if fl == nil {
+		return fuse.EBADF
+	}
+	off, err := f.o.Sys().Seek(fl.fd, int64(in.Offset), int(in.Whence))
+	out.Offset = uint64(off)
+	return status(err)
+}
+
+// CopyFileRange implements fuse.RawFileSystem.
+func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	from, to := f.files.get(in.FhIn), f.files.get(in.FhOut)
+	if from == nil || to == nil {
+		return 0, fuse.EBADF
+	}
+	var n int
+	err := to.writable(func(fd int) (err error) {
+		n, err = f.o.Sys().CopyRange(from.fd, int64(in.OffIn), fd, int64(in.OffOut), int(min(in.Len, 1<<30)))
+		return err
+	})
+	if to.w != nil && txn.Poisonous(err) {
+		to.st.Poison(err)
+	}
+	return uint32(max(n, 0)), status(err)
+}
+
+// Ioctl implements fuse.RawFileSystem. None is passed on: as root and for any caller they would reach the backing
+// filesystem itself, down to its shutdown (F15).
+func (f *FS) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
+	return fuse.Status(unix.ENOTTY)
+}

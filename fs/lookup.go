@@ -1,0 +1,82 @@
+package fs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"untorn/txn"
+)
+
+// Lookup implements fuse.RawFileSystem.
+func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	parent := f.nodes.get(in.NodeId)
+	if parent == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	d, err := f.nodes.directory(parent)
+	if err != nil {
+		return status(err)
+	}
+	if m := f.redirects.leads(f.thread(in), d, name); m != nil {
+		return f.answerStaged(m, out)
+	}
+	e, err := d.Lookup(name, f.caller(in))
+	if err == unix.ENOENT && !e.Staged && name != txn.Hidden && f.opt.Cache > 0 {
+		// A node of 0 is a name that is known not to exist, for as long.
+		out.NodeId = 0
+		out.SetEntryTimeout(f.opt.Cache)
+		return fuse.OK
+	}
+	if err != nil {
+		return status(err)
+	}
+	if e.Reserved != nil {
+		m := f.nodes.ofStaged(e.Reserved, parent, name)
+		defer f.nodes.unref(m)
+		return f.answerStaged(m, out)
+	}
+	n := f.nodes.version(&e.Stat, parent, name)
+	if m := f.redirects.from(f.thread(in), n, d, name); m != nil {
+		f.nodes.forget(n.id, 1)
+		return f.answerStaged(m, out)
+	}
+	f.answerVersion(n, &e, out)
+	return fuse.OK
+}
+
+// answerVersion fills the answer for a version, whose lookup has been counted. While something is staged for its name,
+// nothing of it may be cached: then publishing needs no invalidation.
+func (f *FS) answerVersion(n *node, e *txn.Entry, out *fuse.EntryOut) {
+	out.NodeId, out.Generation = n.id, 1
+	f.fillAttr(&out.Attr, &e.Stat)
+	if !e.Staged {
+		out.SetEntryTimeout(f.opt.Cache)
+		out.SetAttrTimeout(f.opt.Cache)
+	}
+}
+
+// answerStaged answers with the node of a staged file. Timeouts are exactly 0: with any other, somebody else would reach
+// it through the dentry.
+func (f *FS) answerStaged(m *node, out *fuse.EntryOut) fuse.Status {
+	var st unix.Statx_t
+	if err := m.staged.Stat(&st); err != nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	f.nodes.count(m)
+	out.NodeId, out.Generation = m.id, 1
+	f.fillAttr(&out.Attr, &st)
+	return fuse.OK
+}
+
+// answerMade looks up what has just been made and answers with it.
+func (f *FS) answerMade(parent *node, d *txn.Dir, name string, out *fuse.EntryOut) fuse.Status {
+	var e txn.Entry
+	if err := d.Stat(name, &e.Stat); err != nil {
+		return status(err)
+	}
+	f.answerVersion(f.nodes.version(&e.Stat, parent, name), &e, out)
+	return fuse.OK
+}
+
+// Forget implements fuse.RawFileSystem.
+func (f *FS) Forget(nodeid, nlookup uint64) { f.nodes.forget(nodeid, nlookup) }

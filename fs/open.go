@@ -1,0 +1,248 @@
+package fs
+
+import (
+	"errors"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"untorn/txn"
+)
+
+// writes reports whether open flags ask for changing the file. O_RDONLY|O_TRUNC truncates on Linux (open(2)).
+func writes(flags uint32) bool {
+	return flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0
+}
+
+// Open implements fuse.RawFileSystem. An open for write of a version is answered with ESTALE once, see redirect.
+func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	t := f.thread(&in.InHeader)
+	rd := f.redirects.take(t)
+	if rd != nil && (rd.m == n || rd.n == n) && writes(in.Flags) {
+		defer f.nodes.unref(rd.m)
+		if rd.m == n {
+			return f.openWriter(n, rd.w, in.Flags, out)
+		}
+		return f.openBeside(n, rd.w, in.Flags, out)
+	}
+	f.redirects.drop(rd)
+	c := f.caller(&in.InHeader)
+	if n.staged != nil {
+		if s := f.openStaged(n, in.Flags, c, out); s != fuse.Status(unix.ESTALE) {
+			return s
+		}
+	}
+	if !writes(in.Flags) {
+		return f.openRead(n, in.Flags, out)
+	}
+	return f.stage(n, in, c, out)
+}
+
+// openStaged opens the node of a file that is still staged. ESTALE: it is not any more.
+func (f *FS) openStaged(n *node, flags uint32, c txn.Caller, out *fuse.OpenOut) fuse.Status {
+	st := n.staged
+	if st.State().Ended() {
+		return fuse.Status(unix.ESTALE)
+	}
+	if writes(flags) {
+		w, err := st.Join(int(flags), c)
+		if err == txn.ErrClosed {
+			return fuse.Status(unix.ESTALE)
+		}
+		if err != nil {
+			return status(err)
+		}
+		return f.openWriter(n, w, flags, out)
+	}
+	if !st.Belongs(c) {
+		return fuse.Status(unix.ESTALE)
+	}
+	fd, err := st.Hold()
+	if err != nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	return f.install(n, &file{f: f, n: n, flags: flags, fd: fd, st: st}, out)
+}
+
+// openRead opens a version for reading.
+func (f *FS) openRead(n *node, flags uint32, out *fuse.OpenOut) fuse.Status {
+	r, err := f.reader(n)
+	if err != nil {
+		return status(err)
+	}
+	out.OpenFlags |= fuse.FOPEN_NOFLUSH
+	return f.install(n, &file{f: f, n: n, flags: flags, fd: r.fd, shared: r}, out)
+}
+
+// openWriter opens a staged file for its writer.
+func (f *FS) openWriter(m *node, w *txn.Writer, flags uint32, out *fuse.OpenOut) fuse.Status {
+	fd, err := w.Staged().Hold()
+	if err != nil {
+		w.Abandon()
+		return fuse.Status(unix.ESTALE)
+	}
+	return f.install(m, &file{f: f, n: m, flags: flags, fd: fd, st: w.Staged(), w: w}, out)
+}
+
+// stage handles an open for write of a version by its rules: in place, or by a redirect to a staged file.
+func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fuse.Status {
+	parent, name := f.nodes.at(n)
+	d, err := f.dirOf(parent)
+	if err != nil {
+		return status(err)
+	}
+	if d.Direct(name) {
+		return f.openInPlace(n, in, out)
+	}
+	w, err := d.OpenWrite(name, n.ident, int(in.Flags), c)
+	if errors.Is(err, txn.ErrInPlace) {
+		return f.openInPlace(n, in, out)
+	}
+	if err != nil {
+		f.failed("open for write", d, name, err)
+		return status(err)
+	}
+	m := f.nodes.ofStaged(w.Staged(), parent, name)
+	if m == n { // a reserved file became this version and goes on being written
+		defer f.nodes.unref(m)
+		return f.openWriter(m, w, in.Flags, out)
+	}
+	f.redirects.put(f.thread(&in.InHeader), n, m, w)
+	// Saves the kernel one of two lookups. The caller is not inside a change of the directory now, so nothing that we
+	// wait for waits for us.
+	f.server.EntryNotify(parent.id, name)
+	return fuse.Status(unix.ESTALE)
+}
+
+// openBeside serves an open that came again without a lookup, through /proc/self/fd or a bind mount of a single file: it
+// stays on the node of the version, while its reads and writes go to the staged file. If others have the version open
+// with passthrough, the kernel lets it be opened only with the same backing, which a mapping would then reach.
+func (f *FS) openBeside(n *node, w *txn.Writer, flags uint32, out *fuse.OpenOut) fuse.Status {
+	fd, err := w.Staged().Hold()
+	if err != nil {
+		w.Abandon()
+		return fuse.Status(unix.ESTALE)
+	}
+	return f.install(n, &file{f: f, n: n, flags: flags, fd: fd, st: w.Staged(), w: w, beside: true}, out)
+}
+
+// openInPlace opens a version itself for write.
+func (f *FS) openInPlace(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	fd, err := f.openVersion(n, backingFlags(in.Flags))
+	if err != nil {
+		return status(err)
+	}
+	if in.Flags&unix.O_TRUNC != 0 {
+		if err := f.o.Sys().Truncate(fd, 0); err != nil {
+			f.o.Sys().Close(fd)
+			return status(err)
+		}
+		if in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
+			txn.DropPrivilege(f.o.Sys(), fd)
+		}
+	}
+	return f.install(n, &file{f: f, n: n, flags: in.Flags, fd: fd, own: true}, out)
+}
+
+// backingFlags are those that the daemon opens with itself: it always reads as well (pages are filled before they are
+// written), and never O_DIRECT, whose alignment the buffers of requests do not have.
+func backingFlags(flags uint32) int {
+	access := unix.O_RDWR
+	if !writes(flags) {
+		access = unix.O_RDONLY
+	}
+	return access | int(flags)&(unix.O_APPEND|unix.O_SYNC|unix.O_DSYNC)
+}
+
+// Create implements fuse.RawFileSystem.
+func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	parent := f.nodes.get(in.NodeId)
+	if parent == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	d, err := f.nodes.directory(parent)
+	if err != nil {
+		return status(err)
+	}
+	if name == txn.Hidden {
+		return fuse.EPERM
+	}
+	f.redirects.drop(f.redirects.take(f.thread(&in.InHeader)))
+	c := f.caller(&in.InHeader)
+	direct := d.Direct(name)
+	if !direct {
+		if direct, err = d.Companion(name, c); err != nil {
+			return status(err)
+		}
+	}
+	if direct {
+		return f.createInPlace(parent, d, name, in, c, out)
+	}
+	w, joined, err := d.Create(name, int(in.Flags), in.Mode, in.Umask, c)
+	if err != nil {
+		f.failed("create", d, name, err)
+		return status(err)
+	}
+	m := f.nodes.ofStaged(w.Staged(), parent, name)
+	if joined {
+		// The kernel took the name for free and checked no right to the file. A repeated lookup finds it, and makes the
+		// kernel check.
+		f.redirects.put(f.thread(&in.InHeader), nil, m, w)
+		return fuse.Status(unix.ESTALE)
+	}
+	defer f.nodes.unref(m)
+	if s := f.answerStaged(m, &out.EntryOut); !s.Ok() {
+		w.Abandon()
+		return s
+	}
+	s := f.openWriter(m, w, in.Flags, &out.OpenOut)
+	if !s.Ok() {
+		f.nodes.forget(m.id, 1)
+	}
+	return s
+}
+
+// createInPlace makes a file that the rules exempt.
+func (f *FS) createInPlace(parent *node, d *txn.Dir, name string, in *fuse.CreateIn, c txn.Caller, out *fuse.CreateOut) fuse.Status {
+	flags := backingFlags(in.Flags) | int(in.Flags)&unix.O_EXCL
+	fd, err := d.CreateDirect(name, flags, in.Mode, in.Umask, c)
+	if err != nil {
+		return status(err)
+	}
+	var e txn.Entry
+	if err := f.o.Sys().Stat(fd, "", &e.Stat); err != nil {
+		f.o.Sys().Close(fd)
+		return status(err)
+	}
+	n := f.nodes.version(&e.Stat, parent, name)
+	f.answerVersion(n, &e, &out.EntryOut)
+	return f.install(n, &file{f: f, n: n, flags: in.Flags, fd: fd, own: true}, &out.OpenOut)
+}
+
+// Tmpfile implements fuse.RawFileSystem. A file without a name is atomic by itself: linkat(2) publishes it.
+func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	parent := f.nodes.get(in.NodeId)
+	if parent == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	d, err := f.nodes.directory(parent)
+	if err != nil {
+		return status(err)
+	}
+	fd, err := d.Tmpfile(backingFlags(in.Flags)|int(in.Flags)&unix.O_EXCL, in.Mode, in.Umask, f.caller(&in.InHeader))
+	if err != nil {
+		return status(err)
+	}
+	var e txn.Entry
+	if err := f.o.Sys().Stat(fd, "", &e.Stat); err != nil {
+		f.o.Sys().Close(fd)
+		return status(err)
+	}
+	n := f.nodes.version(&e.Stat, parent, "")
+	f.answerVersion(n, &e, &out.EntryOut)
+	return f.install(n, &file{f: f, n: n, flags: in.Flags, fd: fd, own: true}, &out.OpenOut)
+}

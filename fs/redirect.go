@@ -1,0 +1,118 @@
+package fs
+
+import (
+	"sync"
+	"time"
+
+	"untorn/txn"
+)
+
+// thread is who repeats a lookup after ESTALE: the kernel names the thread, not the process. A thread of another pid
+// namespace is 0; then its ids must do, and a second one with the same ids may be mistaken for it, for an instant, in a
+// stat (an open is checked again).
+type thread struct{ tid, uid, gid uint32 }
+
+// redirect is an open-for-write (or truncate) of a version that was answered with ESTALE. The kernel repeats the lookup
+// from the same thread, which gets the node of the staged file instead, and the same call on that (F1). The writer keeps
+// the staged file from being published in between.
+type redirect struct {
+	n     *node // the version that was opened; nil for a reserved name
+	m     *node // the staged file
+	w     *txn.Writer
+	begun time.Time
+}
+
+// redirects are those on their way: usually none, for some tens of microseconds one.
+type redirects struct {
+	mu       sync.Mutex
+	byThread map[thread]*redirect // GUARDED_BY(mu)
+	sweeping bool                 // GUARDED_BY(mu)
+	nodes    *nodes
+}
+
+// patience is how long a redirect may take. A thread that was killed between ESTALE and the lookup never comes back.
+const patience = time.Second
+
+func (r *redirects) put(t thread, n, m *node, w *txn.Writer) {
+	r.mu.Lock()
+	old := r.byThread[t]
+	r.byThread[t] = &redirect{n: n, m: m, w: w, begun: time.Now()}
+	if !r.sweeping {
+		r.sweeping = true
+		time.AfterFunc(patience, r.sweep)
+	}
+	r.mu.Unlock()
+	r.drop(old)
+}
+
+// take ends the redirect of a thread, if there is one: its next open or truncate has come.
+func (r *redirects) take(t thread) *redirect {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.byThread) == 0 {
+		return nil
+	}
+	rd := r.byThread[t]
+	delete(r.byThread, t)
+	return rd
+}
+
+// leads returns the staged node that a lookup of a name by a redirected thread is to be answered with.
+func (r *redirects) leads(t thread, d *txn.Dir, name string) *node {
+	rd := r.find(t)
+	if rd == nil {
+		return nil
+	}
+	if at, as, ok := rd.w.Staged().Place(); ok && at == d && as == name {
+		return rd.m
+	}
+	return nil
+}
+
+// from is leads for a name that turned out to be another link to the version that was opened: the lookup tells which one
+// the caller meant.
+func (r *redirects) from(t thread, n *node, d *txn.Dir, name string) *node {
+	rd := r.find(t)
+	if rd == nil || rd.n != n {
+		return nil
+	}
+	d.Rebind(rd.w.Staged(), name)
+	return rd.m
+}
+
+func (r *redirects) find(t thread) *redirect {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.byThread) == 0 {
+		return nil
+	}
+	return r.byThread[t]
+}
+
+// drop gives up a redirect.
+func (r *redirects) drop(rd *redirect) {
+	if rd == nil {
+		return
+	}
+	rd.w.Abandon()
+	r.nodes.unref(rd.m)
+}
+
+// sweep drops redirects whose threads did not come back.
+func (r *redirects) sweep() {
+	var lost []*redirect
+	r.mu.Lock()
+	for t, rd := range r.byThread {
+		if time.Since(rd.begun) >= patience {
+			delete(r.byThread, t)
+			lost = append(lost, rd)
+		}
+	}
+	if r.sweeping = len(r.byThread) > 0; r.sweeping {
+		time.AfterFunc(patience, r.sweep)
+	}
+	r.mu.Unlock()
+	for _, rd := range lost {
+		r.drop(rd)
+	}
+}

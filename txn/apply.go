@@ -1,0 +1,257 @@
+package txn
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Release unlocks the instances. The Plan can no longer be applied.
+func (p *Plan) Release() {
+	for _, fd := range p.held {
+		p.sys.Close(fd)
+	}
+	p.held = nil
+}
+
+// apply carries the plan out, and releases it. It may be interrupted after any step: another scan and apply then do what
+// is left. A step that fails holds up only those that build on it; the error has all failures, the report what was done
+// nevertheless. A temp for whose record there is no space stays in the stage and is a problem, not an error.
+// ErrReadOnly.
+func (p *Plan) apply(sys Sys, base int) (Report, error) {
+	defer p.Release()
+	run := recovery{sys: sys, base: base, plan: p, salvage: -1, stuck: map[string]bool{}}
+	run.report.Problems = append(run.report.Problems, p.Problems...)
+	defer func() {
+		if run.salvage >= 0 {
+			sys.Close(run.salvage)
+		}
+	}()
+	var failed []error
+	for _, a := range p.Actions {
+		if err := run.do(a); err != nil {
+			run.stuck[a.Instance] = true
+			if errors.Is(err, unix.EROFS) {
+				err = fmt.Errorf("%w: %w", ErrReadOnly, err)
+			}
+			failed = append(failed, fmt.Errorf("to %s: %w", a, err))
+		}
+	}
+	return run.report, errors.Join(failed...)
+}
+
+// recovery is an apply under way.
+type recovery struct {
+	sys     Sys
+	base    int
+	salvage int // opened at first use
+	plan    *Plan
+	report  Report
+	stuck   map[string]bool // instances in which something had to stay
+}
+
+func (r *recovery) do(a Action) error {
+	switch a.Step {
+	case Keep, Drop:
+		return r.temp(a)
+	case RemoveInstance:
+		return r.removeInstance(a.Instance)
+	case Adopt:
+		return r.adopt(a.Record.ID)
+	case Forget:
+		return r.forget(a.Record.ID)
+	}
+	// Discard and RemoveDir.
+	dir, name, done, err := r.locate(a)
+	if err == nil {
+		if a.Step == RemoveDir {
+			err = r.sys.Rmdir(dir, name)
+		} else {
+			err = r.sys.Unlink(dir, name)
+		}
+		done()
+	}
+	switch {
+	case err == unix.ENOENT:
+		return nil
+	case err == unix.ENOTEMPTY && a.Step == RemoveDir:
+		r.stay(a, "something else is in it")
+		return nil
+	}
+	return err
+}
+
+// stay notes that something of an instance is left as it is.
+func (r *recovery) stay(a Action, why string) {
+	r.stuck[a.Instance] = true
+	r.report.Problems = append(r.report.Problems, fmt.Sprintf("%s/%s/%s/%s stays: %s", Hidden, stageName, a.Instance, a.Name, why))
+}
+
+// locate opens the directory that an action is about. done closes it, if it was opened for this.
+func (r *recovery) locate(a Action) (dir int, name string, done func(), err error) {
+	dir = r.base
+	if a.Instance != "" {
+		var held bool
+		if dir, held = r.plan.held[a.Instance]; !held {
+			return -1, "", nil, errors.New("the plan was released")
+		}
+	}
+	sub, name, below := strings.Cut(a.Name, "/")
+	if !below {
+		return dir, a.Name, func() {}, nil
+	}
+	dir, err = r.sys.Open(dir, sub, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	return dir, name, func() { r.sys.Close(dir) }, err
+}
+
+// temp salvages or drops a temp. What was decided in the scan is looked at again: a program that outlived the daemon may
+// still write to its temp, through a mapping or by passthrough.
+func (r *recovery) temp(a Action) error {
+	dir, name, done, err := r.locate(a)
+	if err != nil {
+		return err
+	}
+	defer done()
+	held := r.plan.held[a.Instance]
+	var st unix.Statx_t
+	if err := r.sys.Stat(dir, name, &st); err == unix.ENOENT {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if a.Step == Drop {
+		return r.drop(a, dir, name, &st)
+	}
+	if err := r.open(); err != nil {
+		return err
+	}
+	rec, err := r.keep(dir, name, held, a.Record)
+	if full(err) {
+		r.stay(a, "there is no space for its record")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.report.Salvaged++
+	r.report.Bytes += rec.Size
+	r.report.Entries = append(r.report.Entries, rec)
+	return nil
+}
+
+func (r *recovery) drop(a Action, dir int, name string, now *unix.Statx_t) error {
+	if a.clean != nil && *cleanOf(now) != *a.clean {
+		r.stay(a, "it was written to just now")
+		return nil
+	}
+	if err := r.sys.Unlink(dir, name); err != nil {
+		return err
+	}
+	r.report.Dropped++
+	return nil
+}
+
+// keep moves a temp to the salvage; under an id that a record has already, if it was interrupted there before.
+func (r *recovery) keep(dir int, name string, held int, rec Record) (Record, error) {
+	s := shelf{r.sys, r.salvage}
+	if rec.ID != "" {
+		if err := renameNew(r.sys, dir, name, s.dir, rec.ID); err != unix.EEXIST {
+			return rec, err
+		}
+	}
+	done, err := s.put(dir, name, held, rec)
+	if !full(err) {
+		return done, err
+	}
+	l, lerr := s.list()
+	if lerr != nil || s.makeRoom(l.entries, 0, r.warn) == 0 {
+		return done, err
+	}
+	return s.put(dir, name, held, rec)
+}
+
+// warn puts what was given up to make room into the report.
+func (r *recovery) warn(msg string, args ...any) {
+	for i := 0; i+1 < len(args); i += 2 {
+		msg += fmt.Sprintf(" %v=%v", args[i], args[i+1])
+	}
+	r.report.Problems = append(r.report.Problems, msg)
+}
+
+// open opens the salvage, made if there was none.
+func (r *recovery) open() (err error) {
+	if r.salvage < 0 {
+		r.salvage, err = subdir(r.sys, r.base, salvageName)
+	}
+	return err
+}
+
+// removeInstance removes the list of origins, which is needed for as long as a temp is left, and the directory.
+func (r *recovery) removeInstance(name string) error {
+	if r.stuck[name] {
+		return nil
+	}
+	held, ok := r.plan.held[name]
+	if !ok {
+		return errors.New("the plan was released")
+	}
+	if err := r.sys.Unlink(held, originsName); err != nil && err != unix.ENOENT {
+		return fmt.Errorf("removing the list of origins: %w", err)
+	}
+	stage, err := existing(r.sys, r.base, stageName)
+	if err != nil || stage < 0 {
+		return err
+	}
+	defer r.sys.Close(stage)
+	switch err := r.sys.Rmdir(stage, name); err {
+	case nil, unix.ENOENT:
+		return nil
+	case unix.ENOTEMPTY:
+		return nil // what is in it is among the problems
+	default:
+		return err
+	}
+}
+
+// adopt writes a minimal record for bytes that have none, unless either has changed.
+func (r *recovery) adopt(id string) error {
+	if err := r.open(); err != nil {
+		return err
+	}
+	s := shelf{r.sys, r.salvage}
+	var st unix.Statx_t
+	if err := r.sys.Stat(s.dir, id, &st); err == unix.ENOENT {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	at, _ := idTime(id)
+	rec := Record{ID: id, Time: at, Reason: "its record was lost"}
+	rec.describe(&st)
+	switch err := s.write(s.dir, rec); {
+	case errors.Is(err, unix.EEXIST):
+		return nil
+	case full(err):
+		r.report.Problems = append(r.report.Problems, fmt.Sprintf("salvage entry %s has no record, and there is no space for one", id))
+		return nil
+	default:
+		return err
+	}
+}
+
+// forget removes a record, unless its bytes have come.
+func (r *recovery) forget(id string) error {
+	if err := r.open(); err != nil {
+		return err
+	}
+	var st unix.Statx_t
+	if err := r.sys.Stat(r.salvage, id, &st); err != unix.ENOENT {
+		return err
+	}
+	if err := r.sys.Unlink(r.salvage, id+recordSuffix); err != unix.ENOENT {
+		return err
+	}
+	return nil
+}

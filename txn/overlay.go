@@ -1,0 +1,177 @@
+package txn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"untorn/txn/proc"
+)
+
+// Hidden is the name of untorn's own directory at the root of each filesystem of the backing. The name is reserved in
+// every directory: it is not listed, not found and cannot be made.
+const Hidden = ".untorn"
+
+// Options say how an Overlay behaves. The zero value is the default behaviour.
+type Options struct {
+	Durability Durability
+	// PublishKilled publishes what a killed writer leaves, instead of salvaging it.
+	PublishKilled bool
+	// PublishOnFsync makes fsync(2) a commit point: the bytes so far become the version.
+	PublishOnFsync bool
+	Rules          *Rules // nil: DefaultRules
+	Limits         Limits // of the salvage
+	Log            *slog.Logger
+	Sys            Sys // nil: Linux
+	// SeesKills is what proc.SeesKills found out; without it, kills look like exits.
+	SeesKills bool
+	// Passthrough: writes do not come by here, so what they did has to be looked up at close.
+	Passthrough bool
+}
+
+// Overlay is one backing directory with everything that is staged on it. All methods may be called concurrently.
+type Overlay struct {
+	sys    Sys
+	opt    Options
+	log    *slog.Logger
+	newest proc.Newest
+	root   *Dir
+	ro     bool
+
+	mu     sync.Mutex
+	dirs   map[Ident]*Dir      // GUARDED_BY(mu)
+	stores map[storeKey]*Store // GUARDED_BY(mu)
+	staged map[*Staged]bool    // GUARDED_BY(mu); every staged file that has not come to its end
+
+	pending sync.WaitGroup // publishes that wait for a mapping to go away
+	closing chan struct{}  // closed by Close
+}
+
+// Open takes over the directory behind fd (a descriptor, O_PATH will do, which stays the caller's) as a backing. It
+// recovers what earlier daemons left, and takes an instance of the stage. On a read-only filesystem it returns an
+// Overlay that passes reads on and stages nothing; ReadOnly tells.
+func Open(ctx context.Context, fd int, opt Options) (*Overlay, error) {
+	if opt.Sys == nil {
+		opt.Sys = Linux{}
+	}
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.Rules == nil {
+		opt.Rules = DefaultRules()
+	}
+	newest, err := proc.OpenNewest()
+	if err != nil {
+		return nil, fmt.Errorf("opening /proc/loadavg: %w", err)
+	}
+	o := &Overlay{
+		sys: opt.Sys, opt: opt, log: opt.Log, newest: newest,
+		dirs:    map[Ident]*Dir{},
+		stores:  map[storeKey]*Store{},
+		staged:  map[*Staged]bool{},
+		closing: make(chan struct{}),
+	}
+	if o.root, err = o.dirAt(fd, "."); err != nil {
+		newest.Close()
+		return nil, fmt.Errorf("opening the backing: %w", err)
+	}
+	if _, err = o.store(o.root); errors.Is(err, ErrReadOnly) {
+		o.ro = true
+	} else if err != nil {
+		o.root.Release()
+		newest.Close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// ReadOnly reports whether the backing cannot be written.
+func (o *Overlay) ReadOnly() bool { return o.ro }
+
+// Root is the backing directory itself.
+func (o *Overlay) Root() *Dir { return o.root }
+
+// Sys is the system below, for the verbs that have nothing to do with staging.
+func (o *Overlay) Sys() Sys { return o.sys }
+
+// Rules are the rules in force.
+func (o *Overlay) Rules() *Rules { return o.opt.Rules }
+
+// Scratch opens an empty file without a name on the backing, to try things on.
+func (o *Overlay) Scratch() (int, error) {
+	s, err := o.store(o.root)
+	if err != nil {
+		return -1, err
+	}
+	name := s.next()
+	fd, err := o.sys.Open(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return -1, fmt.Errorf("making a scratch file: %w", err)
+	}
+	o.sys.Unlink(s.fd, name)
+	return fd, nil
+}
+
+// Close salvages what is still staged (nobody can close it any more), waits for publishes that are under way, and gives
+// everything back. The Overlay must not be used after it.
+func (o *Overlay) Close() error {
+	close(o.closing)
+	o.pending.Wait()
+	for _, st := range o.Staged() {
+		st.abandon("the mount ended while the file was open")
+	}
+	o.mu.Lock()
+	stores := o.stores
+	o.stores = map[storeKey]*Store{}
+	o.mu.Unlock()
+	var first error
+	for _, s := range stores {
+		if err := s.close(); err != nil && first == nil {
+			first = err
+		}
+	}
+	o.root.Release()
+	o.newest.Close()
+	return first
+}
+
+// Staged lists every staged file that has not come to its end, in no order.
+func (o *Overlay) Staged() []*Staged {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	list := make([]*Staged, 0, len(o.staged))
+	for st := range o.staged {
+		list = append(list, st)
+	}
+	return list
+}
+
+func (o *Overlay) enlist(st *Staged) {
+	o.mu.Lock()
+	o.staged[st] = true
+	o.mu.Unlock()
+}
+
+func (o *Overlay) delist(st *Staged) {
+	o.mu.Lock()
+	delete(o.staged, st)
+	o.mu.Unlock()
+}
+
+// Caller is who makes a request: a thread, and the ids it has there. Tid is 0 for a thread in another pid namespace.
+type Caller struct {
+	Cred
+	Tid uint32
+}
+
+// undecidedWait is how long others wait for a staged file whose last close cannot be told from an earlier one: the
+// RELEASE that decides arrives within tens of microseconds if it was the last.
+const undecidedWait = 10 * time.Millisecond
+
+// NoPassthrough takes back Options.Passthrough, before anything is staged.
+func (o *Overlay) NoPassthrough() { o.opt.Passthrough = false }

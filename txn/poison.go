@@ -1,0 +1,94 @@
+package txn
+
+import (
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"untorn/txn/proc"
+)
+
+// Poisonous reports whether a failed write must keep the file from being published: programs often ignore these.
+func Poisonous(err error) bool {
+	switch err {
+	case unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EFBIG:
+		return true
+	}
+	return false
+}
+
+// lowSpace is how little room makes it worth asking whether a write may have failed for lack of it.
+const lowSpace = 64 << 20
+
+// probe finds out about writes that failed without our seeing them: with passthrough they go past the daemon, and the
+// kernel checks the file size limit of the caller before it sends any. It asks whether the file could grow by one more
+// block. A false alarm keeps a good file in the salvage, and close(2) says so; the other way round a truncated file would
+// be published.
+func (st *Staged) probe(c Caller) {
+	fd, err := st.Hold()
+	if err != nil {
+		return
+	}
+	defer st.Unhold()
+	var s unix.Statx_t
+	if st.o.sys.Stat(fd, "", &s) != nil || s.Size == 0 {
+		return
+	}
+	if limit, ok := proc.FileSizeLimit(c.Tid); ok && s.Size >= limit {
+		st.Poison(unix.EFBIG)
+		return
+	}
+	var fs unix.Statfs_t
+	if !st.o.opt.Passthrough || st.o.sys.Statfs(fd, &fs) != nil {
+		return
+	}
+	if fs.Bavail*uint64(fs.Bsize) > lowSpace && !st.store.quota {
+		return
+	}
+	if err := st.grow(c, int64(s.Size), fs.Bsize); Poisonous(err) {
+		st.Poison(err)
+	}
+}
+
+// grow tries to allocate one block beyond the end, with the rights of the writer (root may use reserved blocks that
+// others may not), and gives it back.
+func (st *Staged) grow(c Caller, size, block int64) error {
+	sys := st.o.sys
+	end := (size + block - 1) / block * block
+	return st.Writable(func(fd int) error {
+		var before, after unix.Statx_t
+		if err := sys.Stat(fd, "", &before); err != nil {
+			return err
+		}
+		err := sys.As(c.Cred, func() error { return sys.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, end, block) })
+		if err != nil {
+			return err
+		}
+		sys.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE|unix.FALLOC_FL_PUNCH_HOLE, end, block)
+		// Leave no trace: the change time of an untouched file is how it is told from a modified one.
+		if sys.Stat(fd, "", &after) == nil {
+			st.mu.Lock()
+			if st.clean == versionOf(&before) {
+				st.clean = versionOf(&after)
+			}
+			st.mu.Unlock()
+			sys.Utimes(fd, timespec(before.Atime), timespec(before.Mtime))
+		}
+		return nil
+	})
+}
+
+// hasQuota reports whether the mount options of a filesystem (proc_pid_mountinfo(5)) speak of quotas.
+func hasQuota(mount uint64) bool {
+	options, ok := proc.MountOptions(strconv.FormatUint(mount, 10))
+	if !ok {
+		return false
+	}
+	for _, o := range options {
+		switch o {
+		case "quota", "usrquota", "grpquota", "prjquota", "uquota", "gquota", "pquota", "usrjquota", "grpjquota":
+			return true
+		}
+	}
+	return false
+}

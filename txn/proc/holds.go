@@ -1,0 +1,181 @@
+package proc
+
+import (
+	"bytes"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Answer to a question about another process: there are things that one may not or cannot see.
+type Answer uint8
+
+const (
+	Unknown Answer = iota
+	No
+	Yes
+)
+
+// File is how a file of the mount appears in /proc: by inode number. The mount id in fdinfo is not compared, because a
+// bind mount of the tree, or another mount namespace, has its own.
+type File struct {
+	Ino uint64
+	// Writing: only descriptors open for writing count, because the published version shows the same inode number.
+	Writing bool
+}
+
+// Descriptors returns how many descriptors the process of tid has open, 0 also when it is exiting; Unknown rights or a
+// kernel that does not tell (before 6.2) give -1. It never blocks.
+func Descriptors(tid uint32) int {
+	var st unix.Stat_t
+	if err := unix.Stat(dir(tid)+"/fd", &st); err != nil {
+		return -1
+	}
+	return int(st.Size)
+}
+
+// Holds tells whether the process of tid has a descriptor of f. It never blocks. No process is No.
+func Holds(tid uint32, f File) Answer {
+	base := dir(tid) + "/fdinfo/"
+	d, err := unix.Open(base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT || err == unix.ESRCH {
+		return No
+	}
+	if err != nil {
+		return Unknown
+	}
+	defer unix.Close(d)
+	var ents [4096]byte
+	for {
+		n, err := unix.Getdents(d, ents[:])
+		if err == unix.ENOENT || err == unix.ESRCH {
+			return No // it exited while we were reading
+		}
+		if err != nil {
+			return Unknown
+		}
+		if n == 0 {
+			return No
+		}
+		for _, name := range direntNames(ents[:n]) {
+			if a := shows(base+name, f); a != No {
+				return a
+			}
+		}
+	}
+}
+
+// direntNames lists the numeric names in a getdents buffer.
+func direntNames(buf []byte) (names []string) {
+	const nameOff = 19 // offsetof(struct linux_dirent64, d_name), getdents(2)
+	for len(buf) > nameOff {
+		reclen := int(buf[16]) | int(buf[17])<<8
+		name := buf[nameOff:reclen]
+		if i := bytes.IndexByte(name, 0); i >= 0 {
+			name = name[:i]
+		}
+		if name[0] != '.' {
+			names = append(names, string(name))
+		}
+		buf = buf[reclen:]
+	}
+	return names
+}
+
+// shows tells whether one fdinfo file is about f.
+func shows(path string, f File) Answer {
+	var buf [512]byte
+	text, err := read(path, buf[:])
+	if err == unix.ENOENT || err == unix.ESRCH {
+		return No // closed meanwhile
+	}
+	if err != nil {
+		return Unknown
+	}
+	ino := field(text, "ino")
+	if ino == nil {
+		return Unknown // Linux before 5.14 does not tell
+	}
+	if v, err := strconv.ParseUint(string(ino), 10, 64); err != nil || v != f.Ino {
+		return No
+	}
+	if f.Writing {
+		flags, err := strconv.ParseUint(string(field(text, "flags")), 8, 64)
+		if err == nil && flags&unix.O_ACCMODE == unix.O_RDONLY {
+			return No
+		}
+	}
+	return Yes
+}
+
+// Maps tells whether the process of tid has a shared writable mapping of an inode with one of these numbers. A process
+// that is inside execve makes it Unknown, after a moment.
+func Maps(tid uint32, inos ...uint64) Answer {
+	text, err := within(5*time.Millisecond, func() ([]byte, error) {
+		return read(dir(tid)+"/maps", make([]byte, 64<<10))
+	})
+	if err == unix.ENOENT || err == unix.ESRCH {
+		return No
+	}
+	if err != nil {
+		return Unknown
+	}
+	for len(text) > 0 {
+		line := text
+		if i := bytes.IndexByte(text, '\n'); i >= 0 {
+			line, text = text[:i], text[i+1:]
+		} else {
+			text = nil
+		}
+		// address perms offset dev inode pathname (proc_pid_maps(5))
+		f := bytes.Fields(line)
+		if len(f) < 5 || len(f[1]) < 4 || f[1][1] != 'w' || f[1][3] != 's' {
+			continue
+		}
+		ino, err := strconv.ParseUint(string(f[4]), 10, 64)
+		if err != nil {
+			continue
+		}
+		for _, want := range inos {
+			if ino == want {
+				return Yes
+			}
+		}
+	}
+	return No
+}
+
+// HeldBy is Holds for a whole process. The first thread of a process may have exited before the others: its own
+// descriptor table is gone then, and another thread has to be asked.
+func HeldBy(pid uint32, f File) Answer {
+	a := Holds(pid, f)
+	if a != No {
+		return a
+	}
+	if Descriptors(pid) != 0 {
+		return No
+	}
+	if p, err := Of(pid); err != nil || !p.Exiting {
+		return No
+	}
+	d, err := unix.Open(dir(pid)+"/task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return No
+	}
+	defer unix.Close(d)
+	var ents [4096]byte
+	n, err := unix.Getdents(d, ents[:])
+	if err != nil {
+		return No
+	}
+	for _, name := range direntNames(ents[:n]) {
+		tid := uint32(number([]byte(name)))
+		if tid != pid {
+			if p, err := Of(tid); err == nil && !p.Exiting {
+				return Holds(tid, f)
+			}
+		}
+	}
+	return No
+}

@@ -1,0 +1,307 @@
+package txn
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"untorn/txn/proc"
+)
+
+// finish brings a staged file in state Publishing to its end: published, salvaged, or dropped. The error is nil unless
+// bytes that the writer wanted published are not: then they are in the salvage.
+//
+// In each failure the version that was there before still stands, whole, with one exception: when only the fsync of the
+// directory fails, the new version stands, whole, and whether it survives a power cut is not known.
+func (st *Staged) finish(end proc.End) error {
+	st.mu.Lock()
+	detached := len(st.places) == 0
+	poison := st.poison
+	st.mu.Unlock()
+	switch {
+	case detached:
+		return st.drop()
+	case st.kind == Copied && !st.Modified():
+		return st.drop()
+	case end.Signal() != 0 && !st.o.opt.PublishKilled:
+		return st.giveUp(fmt.Errorf("%w: %v", ErrKilled, end))
+	case poison != nil:
+		return st.giveUp(fmt.Errorf("%w: %w", ErrPoisoned, poison))
+	}
+	return st.publish()
+}
+
+// publish is the commit of one file.
+func (st *Staged) publish() error {
+	if err := st.adopt(); err != nil {
+		return st.giveUp(fmt.Errorf("keeping the attributes of the version: %w", err))
+	}
+	if err := st.harden(); err != nil {
+		return st.giveUp(fmt.Errorf("fsync of the file: %w", err))
+	}
+	dirs, err := st.expose(Published)
+	defer releaseAll(dirs)
+	if err != nil {
+		return st.giveUp(fmt.Errorf("putting it in place: %w", err))
+	}
+	err = st.hardenDirs(dirs)
+	st.end(err)
+	return err
+}
+
+// adopt takes over attributes that the version got since it was staged, by chmod or chown of the path: they belong to
+// the path, and it keeps them. What a writer set himself stays.
+func (st *Staged) adopt() error {
+	st.mu.Lock()
+	if st.kind == New || len(st.places) == 0 {
+		st.mu.Unlock()
+		return nil
+	}
+	at, keep := st.places[0], st.set
+	st.mu.Unlock()
+	sys := st.o.sys
+	var now unix.Statx_t
+	err := sys.Stat(at.dir.fd, at.name, &now)
+	if err != nil || !IsRegular(&now) {
+		return nil // gone, or about to be found out by rename
+	}
+	if IdentOf(&now) == st.base.id && bare(now.Ctime) == st.base.ctime {
+		return nil
+	}
+	fd, err := sys.Open(at.dir.fd, at.name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(fd)
+	if err := copyAttributes(sys, fd, st.fd, keep); err != nil {
+		return err
+	}
+	if st.cred.Uid != 0 && keep&setMode == 0 {
+		return DropPrivilege(sys, st.fd)
+	}
+	return nil
+}
+
+// harden makes the bytes durable, unless nothing is promised. It is not repeated when it fails.
+func (st *Staged) harden() error {
+	if st.o.opt.Durability == None {
+		return nil
+	}
+	return st.o.sys.Fsync(st.fd)
+}
+
+// expose renames the temp to its names, and moves on to a state in which it is a version. Nobody can see a moment
+// between the two. It returns the directories concerned, held. On failure no name was touched, unless there are
+// several, of which some may be in place.
+func (st *Staged) expose(to State) ([]*Dir, error) {
+	unlock := st.lockPlaces()
+	defer unlock()
+	sys, store := st.o.sys, st.store
+	st.mu.Lock()
+	places := slices.Clone(st.places)
+	st.mu.Unlock()
+	if len(places) == 0 {
+		return nil, errGone
+	}
+	for i, p := range places[1:] {
+		extra := fmt.Sprintf("%s.%d", st.temp, i+1)
+		if err := sys.Link(store.fd, st.temp, store.fd, extra); err != nil {
+			return nil, err
+		}
+		if err := sys.Rename(store.fd, extra, p.dir.fd, p.name, 0); err != nil {
+			sys.Unlink(store.fd, extra)
+			return nil, fmt.Errorf("renaming to %q: %w", p.name, err)
+		}
+	}
+	if err := sys.Rename(store.fd, st.temp, places[0].dir.fd, places[0].name, 0); err != nil {
+		return nil, fmt.Errorf("renaming to %q: %w", places[0].name, err)
+	}
+	var dirs []*Dir
+	for _, p := range places {
+		p.dir.take(p.name, st)
+		dirs = append(dirs, p.dir.retain())
+	}
+	st.mu.Lock()
+	st.to(to)
+	st.mu.Unlock()
+	return dirs, nil
+}
+
+// errGone: all names of the staged file were taken away while it was on its way.
+var errGone = errors.New("its name is gone")
+
+// lockPlaces locks the directories of all names of a staged file, which cannot change then.
+func (st *Staged) lockPlaces() (unlock func()) {
+	for {
+		st.mu.Lock()
+		places := slices.Clone(st.places)
+		st.mu.Unlock()
+		dirs := make([]*Dir, len(places))
+		for i, p := range places {
+			dirs[i] = p.dir
+		}
+		unlock := lockDirs(dirs...)
+		st.mu.Lock()
+		same := slices.Equal(places, st.places)
+		st.mu.Unlock()
+		if same {
+			return unlock
+		}
+		unlock()
+	}
+}
+
+// hardenDirs makes the names durable. Only Full promises that.
+func (st *Staged) hardenDirs(dirs []*Dir) error {
+	if st.o.opt.Durability != Full {
+		return nil
+	}
+	for _, d := range dirs {
+		if err := d.sync(); err != nil {
+			return fmt.Errorf("fsync of the directory of %q: %w", st.path(), err)
+		}
+	}
+	return nil
+}
+
+// sync is fsync of the directory.
+func (d *Dir) sync() error {
+	fd, err := d.o.sys.Reopen(d.fd, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer d.o.sys.Close(fd)
+	return d.o.sys.Fsync(fd)
+}
+
+func releaseAll(dirs []*Dir) {
+	for _, d := range dirs {
+		d.Release()
+	}
+}
+
+// giveUp moves the bytes to the salvage instead of publishing them, and returns why.
+func (st *Staged) giveUp(why error) error {
+	var s unix.Statx_t
+	empty := st.o.sys.Stat(st.fd, "", &s) == nil && s.Size == 0
+	if empty {
+		st.leave(Dropped)
+		st.o.sys.Unlink(st.store.fd, st.temp)
+		st.o.log.Warn("not published; it held no bytes", "path", st.path(), "pid", st.pid(), "reason", why)
+		st.end(why)
+		return why
+	}
+	rec := Record{
+		Path: st.path(), Size: int64(s.Size), Time: time.Now(), Pid: st.pid(), Command: proc.Command(st.pid()),
+		Reason: why.Error(), Mode: uint32(s.Mode), Uid: s.Uid, Gid: s.Gid,
+	}
+	id, err := st.store.keep(st.temp, rec)
+	st.leave(Salvaged)
+	if err != nil {
+		// It stays in the stage, where the next recovery finds it.
+		st.o.log.Error("not published, and not salvaged either: it stays in the stage", "path", rec.Path,
+			"pid", rec.Pid, "reason", why, "err", err)
+	} else {
+		st.o.log.Warn("not published; its bytes are in the salvage", "path", rec.Path, "pid", rec.Pid,
+			"command", rec.Command, "bytes", rec.Size, "reason", why, "id", id)
+	}
+	st.end(why)
+	return why
+}
+
+// drop forgets a staged file that nobody will miss: unlinked, or never modified.
+func (st *Staged) drop() error {
+	st.leave(Dropped)
+	st.o.sys.Unlink(st.store.fd, st.temp)
+	st.end(nil)
+	return nil
+}
+
+// leave takes the staged file off its names and moves on to an end.
+func (st *Staged) leave(to State) {
+	unlock := st.lockPlaces()
+	defer unlock()
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, p := range st.places {
+		p.dir.take(p.name, st)
+	}
+	st.to(to)
+}
+
+// end settles accounts after the last transition.
+func (st *Staged) end(result error) {
+	st.mu.Lock()
+	st.result = result
+	st.giveBack()
+	if st.mapper >= 0 {
+		unix.Close(st.mapper)
+		st.mapper = -1
+	}
+	places := st.places
+	st.places = nil
+	st.mu.Unlock()
+	st.o.delist(st)
+	close(st.ended)
+	for _, p := range places {
+		p.dir.Release()
+	}
+}
+
+func (st *Staged) pid() uint32 {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if len(st.pids) == 0 {
+		return 0
+	}
+	return st.pids[0]
+}
+
+// abandon salvages a staged file whose writers can never close it: the mount is gone.
+func (st *Staged) abandon(why string) {
+	st.mu.Lock()
+	if st.state != Writing && st.state != Detached {
+		st.mu.Unlock()
+		return
+	}
+	detached := st.state == Detached
+	st.to(Publishing)
+	st.write = nil
+	st.mu.Unlock()
+	if detached || (st.kind == Copied && !st.Modified()) {
+		st.drop()
+		return
+	}
+	st.giveUp(errors.New(why))
+}
+
+// Sync is fsync(2) by a writer: the bytes so far survive a power cut, in the salvage if the file is never closed. With
+// PublishOnFsync they become the version as well.
+func (st *Staged) Sync(data bool) error {
+	fd, err := st.Hold()
+	if err != nil {
+		return err
+	}
+	defer st.Unhold()
+	sys := st.o.sys
+	if data && st.State().Ended() {
+		return sys.Fdatasync(fd)
+	}
+	if err := sys.Fsync(fd); err != nil {
+		st.Poison(err)
+		return err
+	}
+	if s := st.State(); s != Writing {
+		return nil
+	}
+	if st.o.opt.PublishOnFsync {
+		return st.publishCopy()
+	}
+	if err := sys.Fsync(st.store.origins); err != nil {
+		return err
+	}
+	return sys.Fsync(st.store.fd)
+}

@@ -1,0 +1,310 @@
+package txn
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"untorn/txn/proc"
+)
+
+// ErrInPlace: the file must be opened as it is: it is a database, or an append-only file, which nothing can replace.
+var ErrInPlace = errors.New("to be opened in place")
+
+// Create stages a new name. The name is reserved from here on: to others it does not exist, and yet cannot be made.
+//
+// unix.EEXIST: it exists or is reserved, and flags has O_EXCL. ErrStale: it exists; look it up and open it. If the name is
+// reserved by another file, joined is true and the writer is one of that file, or of a private one beside it: access must
+// be checked against its attributes first. Other errors are those of making the temp; nothing is left behind then.
+func (d *Dir) Create(name string, flags int, mode, umask uint32, c Caller) (w *Writer, joined bool, err error) {
+	d.mu.Lock()
+	reserved := len(d.slots[name]) > 0
+	var s unix.Statx_t
+	exists := d.o.sys.Stat(d.fd, name, &s) == nil
+	if exists || reserved {
+		d.mu.Unlock()
+		if flags&unix.O_EXCL != 0 {
+			return nil, false, unix.EEXIST
+		}
+		if exists {
+			return nil, false, ErrStale
+		}
+		w, err = d.openReserved(name, flags, c)
+		return w, true, err
+	}
+	st := d.newStaged(New, name, c)
+	d.put(name, st)
+	d.mu.Unlock()
+	err = st.prepare(d, func() error { return st.makeNew(d, mode, umask, c) })
+	if err != nil {
+		return nil, false, fmt.Errorf("staging new file %q: %w", name, err)
+	}
+	w, err = st.join(flags&^unix.O_TRUNC, c)
+	return w, false, err
+}
+
+// openReserved opens a reserved name for one more writer: it joins, or with O_TRUNC, unless it belongs to the writer,
+// gets a private file of the same attributes.
+func (d *Dir) openReserved(name string, flags int, c Caller) (*Writer, error) {
+	for _, st := range d.stagedAt(name) {
+		<-st.ready
+		own := st.Belongs(c)
+		if flags&unix.O_TRUNC != 0 && !own {
+			continue
+		}
+		if !own {
+			flags &^= unix.O_TRUNC
+		}
+		if w, err := st.join(flags, c); err != ErrClosed {
+			return w, err
+		}
+	}
+	list := d.stagedAt(name)
+	if len(list) == 0 || flags&unix.O_TRUNC == 0 {
+		return nil, ErrStale
+	}
+	like := list[0]
+	fd, err := like.Hold()
+	if err != nil {
+		return nil, ErrStale
+	}
+	defer like.Unhold()
+	st := d.newStaged(New, name, c)
+	d.mu.Lock()
+	d.put(name, st)
+	d.mu.Unlock()
+	err = st.prepare(d, func() error { return st.makeLike(d, fd, false) })
+	if err != nil {
+		return nil, fmt.Errorf("staging %q: %w", name, err)
+	}
+	return st.join(flags, c)
+}
+
+// OpenWrite stages an existing version for writing, or joins what is staged for its name already, as doc.go says.
+//
+// want is the version that the caller means; ErrStale: the name leads elsewhere. ErrInPlace. unix.EPERM: the file is
+// immutable. ErrOwner. Other errors are those of making and filling the temp; nothing is left behind then.
+func (d *Dir) OpenWrite(name string, want Ident, flags int, c Caller) (*Writer, error) {
+	for _, st := range d.stagedAt(name) {
+		<-st.ready
+		if st.Belongs(c) {
+			if w, err := st.join(flags, c); err != ErrClosed {
+				return w, err
+			}
+		}
+	}
+	if flags&unix.O_TRUNC != 0 {
+		st := d.newStaged(Truncated, name, c)
+		d.mu.Lock()
+		d.put(name, st)
+		d.mu.Unlock()
+		return d.fill(st, name, want, flags, c)
+	}
+	for {
+		d.mu.Lock()
+		shared := d.shared(name)
+		if shared == nil {
+			st := d.newStaged(Copied, name, c)
+			d.put(name, st)
+			d.mu.Unlock()
+			return d.fill(st, name, want, flags, c)
+		}
+		d.mu.Unlock()
+		<-shared.ready
+		if w, err := shared.join(flags, c); err != ErrClosed {
+			return w, err
+		}
+		select {
+		case <-shared.ended: // published or given up; start from what there is now
+		case <-time.After(time.Second):
+			return nil, ErrStale
+		}
+		var s unix.Statx_t
+		if d.o.sys.Stat(d.fd, name, &s) != nil || IdentOf(&s) != want {
+			return nil, ErrStale
+		}
+	}
+}
+
+// shared returns what further opens without O_TRUNC join.
+//
+// LOCKS_REQUIRED(d.mu)
+func (d *Dir) shared(name string) *Staged {
+	for _, st := range d.slots[name] {
+		if st.kind == Copied || st.kind == New {
+			return st
+		}
+	}
+	return nil
+}
+
+func (d *Dir) fill(st *Staged, name string, want Ident, flags int, c Caller) (*Writer, error) {
+	err := st.prepare(d, func() error { return st.makeFrom(d, name, want, flags, c) })
+	if err != nil {
+		return nil, err
+	}
+	return st.join(flags&^unix.O_TRUNC, c)
+}
+
+// prepare runs what makes the temp, and takes the name back if it fails.
+func (st *Staged) prepare(d *Dir, do func() error) error {
+	store, err := st.o.store(d)
+	if err == nil {
+		st.store = store
+		st.temp = store.next()
+		err = do()
+	}
+	if err == nil && st.o.opt.Passthrough {
+		err = st.demote()
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if err == nil {
+		st.to(Writing)
+		st.o.enlist(st)
+		close(st.ready)
+		if len(st.places) == 0 { // unlinked while the temp was being made
+			st.to(Detached)
+			st.o.sys.Unlink(store.fd, st.temp)
+		}
+		return nil
+	}
+	if st.fd >= 0 {
+		st.o.sys.Unlink(store.fd, st.temp)
+	}
+	st.to(Dropped)
+	st.giveBack()
+	st.mu.Unlock()
+	st.withdraw()
+	st.mu.Lock()
+	close(st.ready)
+	close(st.ended)
+	return err
+}
+
+// withdraw takes a staged file off all its names.
+func (st *Staged) withdraw() {
+	unlock := st.lockPlaces()
+	st.mu.Lock()
+	places := st.places
+	st.places = nil
+	for _, p := range places {
+		p.dir.take(p.name, st)
+	}
+	st.mu.Unlock()
+	unlock()
+	for _, p := range places {
+		p.dir.Release()
+	}
+}
+
+// demote exchanges our writable descriptor for one that only reads: with passthrough nobody writes through it, and a
+// read lease, which tells whether a mapping is left, is refused while any writable one is open.
+func (st *Staged) demote() error {
+	fd, err := st.o.sys.Reopen(st.fd, unix.O_RDONLY)
+	if err == unix.EACCES {
+		return nil // a mode that lets not even the owner read, and no privileges: keep the one there is
+	}
+	if err != nil {
+		return fmt.Errorf("reopening the temp: %w", err)
+	}
+	st.o.sys.Close(st.fd)
+	st.fd = fd
+	return nil
+}
+
+// Writer is one open-for-write of a staged file: one struct file of the kernel, however many descriptors and mappings
+// share it.
+type Writer struct {
+	st   *Staged
+	tid  uint32 // who opened it
+	pid  uint32
+	rdwr bool // it can have a shared writable mapping
+
+	closed bool     // GUARDED_BY(st.mu); it is proved that no process has it open any more
+	end    proc.End // GUARDED_BY(st.mu); how the process ended that closed it last
+}
+
+// Staged is the file that it writes to.
+func (w *Writer) Staged() *Staged { return w.st }
+
+// join adds a writer. ErrClosed: the staged file has come to its end, or is on the way.
+func (st *Staged) join(flags int, c Caller) (*Writer, error) {
+	w := &Writer{st: st, tid: c.Tid, pid: proc.Pid(c.Tid), rdwr: flags&unix.O_ACCMODE == unix.O_RDWR}
+	st.mu.Lock()
+	if st.state != Writing && st.state != Detached {
+		st.mu.Unlock()
+		return nil, ErrClosed
+	}
+	first := len(st.pids) == 0
+	st.write = append(st.write, w)
+	st.joins++
+	if !slices.Contains(st.pids, w.pid) {
+		st.pids = append(st.pids, w.pid)
+	}
+	st.doubt = time.Time{}
+	st.mu.Unlock()
+	if first {
+		st.note()
+	}
+	if flags&unix.O_TRUNC != 0 {
+		if err := st.Truncate(0); err != nil {
+			w.Abandon()
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// Join adds a writer to a staged file that was reached by its own node. ErrClosed.
+func (st *Staged) Join(flags int, c Caller) (*Writer, error) {
+	<-st.ready
+	return st.join(flags, c)
+}
+
+// Truncate is ftruncate of the temp. It counts as a change even when the size stays.
+func (st *Staged) Truncate(size int64) error {
+	return st.Writable(func(fd int) error {
+		st.mu.Lock()
+		st.forced = true
+		st.mu.Unlock()
+		return st.o.sys.Truncate(fd, size)
+	})
+}
+
+// Fallocate is fallocate(2) of the temp.
+func (st *Staged) Fallocate(mode uint32, off, n int64) error {
+	return st.Writable(func(fd int) error { return st.o.sys.Fallocate(fd, mode, off, n) })
+}
+
+// Writable runs f with a descriptor that can write.
+func (st *Staged) Writable(f func(fd int) error) error {
+	fd, err := st.Hold()
+	if err != nil {
+		return err
+	}
+	defer st.Unhold()
+	if st.o.opt.Passthrough {
+		if fd, err = st.o.sys.Reopen(fd, unix.O_RDWR); err != nil {
+			return fmt.Errorf("reopening the temp: %w", err)
+		}
+		defer st.o.sys.Close(fd)
+	}
+	return f(fd)
+}
+
+// note records in the stage where the temp belongs, for whoever finds it after a crash.
+func (st *Staged) note() {
+	o := Origin{Temp: st.temp, Path: st.path(), Pid: st.pid(), Time: st.began}
+	if st.kind == Copied {
+		o.Clean = &Clean{Size: st.clean.size, Mtime: nanos(st.clean.mtime), Ctime: nanos(st.clean.ctime)}
+	}
+	if err := st.store.note(o); err != nil {
+		st.o.log.Warn("recording where a staged file belongs", "path", o.Path, "err", err)
+	}
+}
+
+func nanos(t unix.StatxTimestamp) int64 { return t.Sec*1e9 + int64(t.Nsec) }

@@ -1,0 +1,339 @@
+package txn
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Format is the version of the on-disk layout that this code writes.
+const Format = 1
+
+// The names below .untorn.
+const (
+	formatName  = "format"
+	stageName   = "stage"
+	journalName = "journal"
+	salvageName = "salvage"
+	originsName = "origins"
+)
+
+// storeKey is a filesystem as rename(2) sees it: one mount of one device. A bind mount below the backing has the same
+// device and still its own stage, because rename does not cross mounts; a btrfs subvolume has the same mount and another
+// device.
+type storeKey struct{ dev, mount uint64 }
+
+// Store is one .untorn directory: the stage of this daemon, and the salvage.
+type Store struct {
+	o        *Overlay
+	instance string
+	base     int // .untorn
+	fd       int // stage/INSTANCE, held with flock(2) for as long as we live
+	salvage  int
+	origins  int
+
+	counter   atomic.Uint64
+	quota     bool        // writes may fail although the filesystem has room
+	noTmpfile atomic.Bool // the filesystem has no O_TMPFILE
+	noClone   atomic.Bool // ... no reflinks
+	noLease   atomic.Bool // ... no leases
+
+	keepMu sync.Mutex // serialises changes of the salvage by this daemon
+}
+
+// store returns the Store of the filesystem that d lies on, made at first use at the topmost directory of that filesystem
+// in the backing. ErrReadOnly, ErrPlanted, ErrFormat.
+func (o *Overlay) store(d *Dir) (*Store, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if s := o.stores[d.key]; s != nil {
+		return s, nil
+	}
+	top, err := o.top(d)
+	if err != nil {
+		return nil, fmt.Errorf("finding the top of a nested filesystem: %w", err)
+	}
+	defer o.sys.Close(top)
+	base, err := openBase(o.sys, top, true)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{o: o, base: base, fd: -1, salvage: -1, origins: -1, quota: hasQuota(d.key.mount)}
+	if err := s.open(); err != nil {
+		s.close()
+		return nil, err
+	}
+	o.stores[d.key] = s
+	return s, nil
+}
+
+// top climbs to the highest directory of the filesystem of d that belongs to the backing, and returns a descriptor of it.
+//
+// LOCKS_REQUIRED(o.mu)
+func (o *Overlay) top(d *Dir) (int, error) {
+	if o.root == nil || d.key == o.root.key {
+		root := d
+		if o.root != nil {
+			root = o.root
+		}
+		return o.sys.Reopen(root.fd, unix.O_RDONLY|unix.O_DIRECTORY)
+	}
+	fd, err := o.sys.Reopen(d.fd, unix.O_RDONLY|unix.O_DIRECTORY)
+	for err == nil {
+		var up int
+		if up, err = o.sys.Open(fd, "..", unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+			break
+		}
+		var st unix.Statx_t
+		err = o.sys.Stat(up, "", &st)
+		if err == nil && (storeKey{IdentOf(&st).Dev, st.Mnt_id} != d.key) {
+			o.sys.Close(up)
+			return fd, nil
+		}
+		o.sys.Close(fd)
+		fd = up
+	}
+	o.sys.Close(fd)
+	return -1, err
+}
+
+// openBase opens .untorn in dir and checks that it can be trusted; with create it is made if missing.
+func openBase(sys Sys, dir int, create bool) (int, error) {
+	err := error(nil)
+	if create {
+		if err = sys.Mkdir(dir, Hidden, 0o700); err == unix.EEXIST {
+			err = nil
+		}
+	}
+	switch err {
+	case nil:
+	case unix.EROFS, unix.EACCES, unix.EPERM:
+		return -1, fmt.Errorf("%w: making %s: %w", ErrReadOnly, Hidden, err)
+	default:
+		return -1, fmt.Errorf("making %s: %w", Hidden, err)
+	}
+	base, err := sys.Open(dir, Hidden, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err == unix.ENOTDIR || err == unix.ELOOP {
+		return -1, fmt.Errorf("%w: it is not a directory", ErrPlanted)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("opening %s: %w", Hidden, err)
+	}
+	if err = trusted(sys, base); err == nil {
+		err = checkFormat(sys, base, create)
+	}
+	if err != nil {
+		sys.Close(base)
+		return -1, err
+	}
+	return base, nil
+}
+
+// trusted checks that a directory of ours has our owner and is closed to everybody else: whoever could write in it could
+// have us publish what he likes.
+func trusted(sys Sys, fd int) error {
+	var st unix.Statx_t
+	if err := sys.Stat(fd, "", &st); err != nil {
+		return err
+	}
+	if st.Uid != daemonUid {
+		return fmt.Errorf("%w: it belongs to uid %d, not %d", ErrPlanted, st.Uid, daemonUid)
+	}
+	if st.Mode&0o077 != 0 {
+		return fmt.Errorf("%w: its mode is %04o, not 0700", ErrPlanted, st.Mode&0o7777)
+	}
+	return nil
+}
+
+// checkFormat reads the format file, and with create writes it where it is missing.
+func checkFormat(sys Sys, base int, create bool) error {
+	want := fmt.Sprintf("untorn %d\n", Format)
+	fd, err := sys.Open(base, formatName, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err == unix.ENOENT && create {
+		return writeFile(sys, base, formatName, []byte(want))
+	}
+	if err == unix.ELOOP {
+		return fmt.Errorf("%w: the format file is a symlink", ErrPlanted)
+	}
+	if err != nil {
+		return fmt.Errorf("opening the format file: %w", err)
+	}
+	defer sys.Close(fd)
+	var buf [64]byte
+	n, err := sys.Pread(fd, buf[:], 0)
+	if err != nil {
+		return fmt.Errorf("reading the format file: %w", err)
+	}
+	text, ok := strings.CutPrefix(strings.TrimSpace(string(buf[:n])), "untorn ")
+	v, err := strconv.Atoi(text)
+	if !ok || err != nil || v < 1 {
+		return fmt.Errorf("%w: the format file reads %q", ErrFormat, buf[:n])
+	}
+	if v > Format {
+		return fmt.Errorf("%w: it is format %d, this untorn knows up to %d", ErrFormat, v, Format)
+	}
+	return nil
+}
+
+// writeFile makes a small file whole: temp, fsync, rename.
+func writeFile(sys Sys, dir int, name string, content []byte) error {
+	temp := name + ".tmp-" + random()
+	fd, err := sys.Open(dir, temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("making %s: %w", name, err)
+	}
+	_, err = sys.Pwrite(fd, content, 0)
+	if err == nil {
+		err = sys.Fsync(fd)
+	}
+	sys.Close(fd)
+	if err == nil {
+		err = sys.Rename(dir, temp, dir, name, 0)
+	}
+	if err != nil {
+		sys.Unlink(dir, temp)
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	return nil
+}
+
+// random is a name that nobody can guess.
+func random() string {
+	var b [8]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// subdir opens a directory of ours below dir, made if missing.
+func subdir(sys Sys, dir int, name string) (int, error) {
+	if err := sys.Mkdir(dir, name, 0o700); err != nil && err != unix.EEXIST {
+		return -1, fmt.Errorf("making %s/%s: %w", Hidden, name, err)
+	}
+	fd, err := sys.Open(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err == unix.ENOTDIR || err == unix.ELOOP {
+		return -1, fmt.Errorf("%w: %s is not a directory", ErrPlanted, name)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("opening %s/%s: %w", Hidden, name, err)
+	}
+	if err := trusted(sys, fd); err != nil {
+		sys.Close(fd)
+		return -1, fmt.Errorf("%s: %w", name, err)
+	}
+	return fd, nil
+}
+
+// open recovers what dead daemons left, and takes an instance of its own.
+func (s *Store) open() error {
+	sys := s.o.sys
+	plan, err := scan(sys, s.base)
+	if err != nil {
+		return fmt.Errorf("looking for leftovers: %w", err)
+	}
+	report, err := plan.apply(sys, s.base)
+	if err != nil {
+		return fmt.Errorf("recovering leftovers: %w", err)
+	}
+	if report.Salvaged > 0 || report.Dropped > 0 {
+		s.o.log.Warn("recovered what an earlier daemon left", "salvaged", report.Salvaged, "dropped", report.Dropped)
+	}
+	if s.salvage, err = subdir(sys, s.base, salvageName); err != nil {
+		return err
+	}
+	journal, err := subdir(sys, s.base, journalName)
+	if err != nil {
+		return err
+	}
+	sys.Close(journal)
+	stage, err := subdir(sys, s.base, stageName)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(stage)
+	return s.enter(stage)
+}
+
+// enter makes and locks stage/INSTANCE. A recovery by another process may remove the directory between the two steps;
+// then the next try makes another.
+func (s *Store) enter(stage int) error {
+	sys := s.o.sys
+	for range 100 {
+		s.instance = random()
+		fd, err := subdir(sys, stage, s.instance)
+		if err != nil {
+			if errors.Is(err, unix.ENOENT) {
+				continue
+			}
+			return err
+		}
+		var st unix.Statx_t
+		if err = sys.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			err = sys.Stat(fd, "", &st)
+		}
+		if err != nil || st.Nlink == 0 {
+			sys.Close(fd)
+			if err != nil && err != unix.EWOULDBLOCK {
+				return fmt.Errorf("locking the stage: %w", err)
+			}
+			continue
+		}
+		s.fd = fd
+		s.origins, err = sys.Open(fd, originsName, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_APPEND, 0o600)
+		if err != nil {
+			return fmt.Errorf("making the list of origins: %w", err)
+		}
+		return nil
+	}
+	return fmt.Errorf("making a stage: %w", unix.EAGAIN)
+}
+
+// close removes the instance if it is empty, which it is unless something could not be salvaged.
+func (s *Store) close() error {
+	sys := s.o.sys
+	if s.fd >= 0 && s.origins >= 0 {
+		if left, err := names(sys, s.fd); err == nil && len(left) == 1 && left[0] == originsName {
+			sys.Unlink(s.fd, originsName)
+			if stage, err := sys.Open(s.base, stageName, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err == nil {
+				sys.Rmdir(stage, s.instance)
+				sys.Close(stage)
+			}
+		}
+	}
+	for _, fd := range []int{s.origins, s.salvage, s.fd, s.base} {
+		if fd >= 0 {
+			sys.Close(fd)
+		}
+	}
+	return nil
+}
+
+// next is the name of the next temp.
+func (s *Store) next() string { return strconv.FormatUint(s.counter.Add(1), 36) }
+
+// names lists a directory, without "." and "..".
+func names(sys Sys, dir int) ([]string, error) {
+	fd, err := sys.Reopen(dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer sys.Close(fd)
+	var list []string
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := sys.Getdents(fd, buf)
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			return list, nil
+		}
+		_, _, list = unix.ParseDirent(buf[:n], -1, list)
+	}
+}
