@@ -29,6 +29,10 @@ func (f *FS) stat(n *node, out *unix.Statx_t) error {
 		}
 		return sys.Stat(d.Fd(), "", out)
 	}
+	if fd, release := f.pins.borrow(n); fd >= 0 {
+		defer release()
+		return sys.Stat(fd, "", out)
+	}
 	parent, name := f.nodes.at(n)
 	d, err := f.dirOf(parent)
 	if err != nil {
@@ -68,6 +72,10 @@ func (f *FS) withFd(n *node, do func(fd int) error) error {
 		}
 		return do(d.Fd())
 	}
+	if fd, release := f.pins.borrow(n); fd >= 0 {
+		defer release()
+		return do(fd)
+	}
 	fd, err := f.openVersion(n, unix.O_PATH)
 	if err != nil {
 		return err
@@ -78,6 +86,10 @@ func (f *FS) withFd(n *node, do func(fd int) error) error {
 
 // openVersion opens the inode of n by the name it was found under, and makes sure that it is that inode.
 func (f *FS) openVersion(n *node, flags int) (int, error) {
+	if fd, release := f.pins.borrow(n); fd >= 0 {
+		defer release()
+		return f.o.Sys().Reopen(fd, flags)
+	}
 	parent, name := f.nodes.at(n)
 	d, err := f.dirOf(parent)
 	if err != nil {
@@ -110,7 +122,7 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 	}
 	var st unix.Statx_t
 	if err := f.stat(n, &st); err != nil {
-		return status(err)
+		return f.answer(&in.InHeader, err)
 	}
 	f.fillAttr(&out.Attr, &st)
 	out.SetTimeout(f.attrTimeout(n))
@@ -171,15 +183,15 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 			err = f.truncatePath(n, int64(size), f.caller(&in.InHeader))
 		}
 		if err != nil {
-			return status(err)
+			return f.answer(&in.InHeader, err)
 		}
 	}
 	if err := f.withFd(n, func(fd int) error { return f.setAttr(n, fd, in) }); err != nil {
-		return status(err)
+		return f.answer(&in.InHeader, err)
 	}
 	var st unix.Statx_t
 	if err := f.stat(n, &st); err != nil {
-		return status(err)
+		return f.answer(&in.InHeader, err)
 	}
 	f.fillAttr(&out.Attr, &st)
 	out.SetTimeout(f.attrTimeout(n))
@@ -240,7 +252,7 @@ func (f *FS) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) f
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	return status(f.withFd(n, func(fd int) error {
+	return f.answer(in, f.withFd(n, func(fd int) error {
 		var st unix.Statfs_t
 		if err := f.o.Sys().Statfs(fd, &st); err != nil {
 			return err

@@ -325,7 +325,7 @@ func (f *FS) truncatePath(n *node, size int64, c txn.Caller) error {
 	}
 	w, err := (*txn.Writer)(nil), error(txn.ErrInPlace)
 	if !d.Direct(name) {
-		w, err = d.OpenWrite(name, n.ident, unix.O_WRONLY, c)
+		w, err = d.OpenWrite(name, unix.O_WRONLY, c)
 	}
 	if err == txn.ErrInPlace {
 		fd, err := f.openVersion(n, unix.O_WRONLY)

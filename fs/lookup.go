@@ -35,7 +35,14 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 		defer f.nodes.unref(m)
 		return f.answerStaged(m, out)
 	}
+	pin := -1
+	if f.pins.wanted(f.thread(in)) && e.Stat.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if pin, err = d.Pin(name, &e.Stat); err != nil {
+			return status(err)
+		}
+	}
 	n := f.nodes.version(&e.Stat, parent, name)
+	f.pins.hold(n, pin)
 	if m := f.redirects.from(f.thread(in), n, d, name); m != nil {
 		f.nodes.forget(n.id, 1)
 		return f.answerStaged(m, out)

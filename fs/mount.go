@@ -48,6 +48,7 @@ type FS struct {
 	nodes     *nodes
 	files     files
 	redirects redirects
+	pins      pins
 
 	dev         uint64 // of the backing
 	uid, gid    uint32 // of the daemon
@@ -96,6 +97,7 @@ func Mount(ctx context.Context, backing int, mountpoint string, topt txn.Options
 		passthrough: topt.Passthrough,
 	}
 	f.redirects = redirects{byThread: map[thread]*redirect{}, nodes: f.nodes}
+	f.pins = pins{sys: o.Sys(), stale: map[thread]time.Time{}, held: map[*node]*pin{}}
 	switch {
 	case opt.NoPassthrough:
 		f.why = "it was turned off"
@@ -119,6 +121,7 @@ func Mount(ctx context.Context, backing int, mountpoint string, topt txn.Options
 	m := &Mounted{fs: f, mountpoint: mountpoint, served: make(chan struct{})}
 	go func() {
 		server.Serve()
+		f.pins.close()
 		if err := o.Close(); err != nil {
 			f.log.Error("giving the stage back", "err", err)
 		}
@@ -163,6 +166,7 @@ func (f *FS) mountOptions(fst *unix.Statfs_t) *fuse.MountOptions {
 		MaxBackground: 64,
 		MaxWrite:      1 << 20,
 		EnableAcl:     true,
+		DisableSplice: true,
 		Logger:        log.New(goFuseLog{f.log}, "", 0),
 		MaxStackDepth: 1,
 		PanicHandler: func(v any) fuse.Status {

@@ -63,7 +63,7 @@ func (f *FS) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status
 		size, err = f.o.Sys().Readlink(fd, "", buf)
 		return err
 	})
-	return buf[:max(size, 0)], status(err)
+	return buf[:max(size, 0)], f.answer(in, err)
 }
 
 // Link implements fuse.RawFileSystem.
@@ -83,7 +83,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 		}
 		err := f.withFd(n, func(fd int) error { return d.Link(fd, name, f.caller(&in.InHeader)) })
 		if err != nil {
-			return status(err)
+			return f.answer(&in.InHeader, err)
 		}
 		return f.answerMade(parent, d, name, out)
 	})

@@ -27,6 +27,10 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 		if rd.m == n {
 			return f.openWriter(n, rd.w, in.Flags, out)
 		}
+		if rd.w.Staged().Base() != n.ident {
+			rd.w.Abandon() // its name leads elsewhere now, and that was not opened
+			return f.answer(&in.InHeader, txn.ErrStale)
+		}
 		return f.openBeside(n, rd.w, in.Flags, out)
 	}
 	f.redirects.drop(rd)
@@ -37,7 +41,7 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 		}
 	}
 	if !writes(in.Flags) {
-		return f.openRead(n, in.Flags, out)
+		return f.openRead(n, in, out)
 	}
 	return f.stage(n, in, c, out)
 }
@@ -69,13 +73,13 @@ func (f *FS) openStaged(n *node, flags uint32, c txn.Caller, out *fuse.OpenOut) 
 }
 
 // openRead opens a version for reading.
-func (f *FS) openRead(n *node, flags uint32, out *fuse.OpenOut) fuse.Status {
+func (f *FS) openRead(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	r, err := f.reader(n)
 	if err != nil {
-		return status(err)
+		return f.answer(&in.InHeader, err)
 	}
 	out.OpenFlags |= fuse.FOPEN_NOFLUSH
-	return f.install(n, &file{f: f, n: n, flags: flags, fd: r.fd, shared: r}, out)
+	return f.install(n, &file{f: f, n: n, flags: in.Flags, fd: r.fd, shared: r}, out)
 }
 
 // openWriter opens a staged file for its writer.
@@ -98,13 +102,13 @@ func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fu
 	if d.Direct(name) {
 		return f.openInPlace(n, in, out)
 	}
-	w, err := d.OpenWrite(name, n.ident, int(in.Flags), c)
+	w, err := d.OpenWrite(name, int(in.Flags), c)
 	if errors.Is(err, txn.ErrInPlace) {
 		return f.openInPlace(n, in, out)
 	}
 	if err != nil {
 		f.failed("open for write", d, name, err)
-		return status(err)
+		return f.answer(&in.InHeader, err)
 	}
 	m := f.nodes.ofStaged(w.Staged(), parent, name)
 	if m == n { // a reserved file became this version and goes on being written
@@ -134,7 +138,7 @@ func (f *FS) openBeside(n *node, w *txn.Writer, flags uint32, out *fuse.OpenOut)
 func (f *FS) openInPlace(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	fd, err := f.openVersion(n, backingFlags(in.Flags))
 	if err != nil {
-		return status(err)
+		return f.answer(&in.InHeader, err)
 	}
 	if in.Flags&unix.O_TRUNC != 0 {
 		if err := f.o.Sys().Truncate(fd, 0); err != nil {

@@ -26,7 +26,7 @@ func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []
 		size, err = f.o.Sys().Getxattr(fd, attr, dest)
 		return err
 	})
-	return uint32(max(size, 0)), status(err)
+	return uint32(max(size, 0)), f.answer(in, err)
 }
 
 // control answers for ControlXattr.
@@ -57,7 +57,7 @@ func (f *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint3
 		return err
 	})
 	if err != nil {
-		return 0, status(err)
+		return 0, f.answer(in, err)
 	}
 	list := buf[:size]
 	if in.Uid != 0 && bytes.Contains(list, []byte("trusted.")) {
@@ -88,7 +88,7 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 	if n.staged != nil {
 		n.staged.MarkSet(acl, false, true)
 	}
-	return status(f.withFd(n, func(fd int) error {
+	return f.answer(&in.InHeader, f.withFd(n, func(fd int) error {
 		sys := f.o.Sys()
 		if err := sys.Setxattr(fd, attr, data, int(in.Flags)); err != nil {
 			return err
@@ -113,5 +113,5 @@ func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse
 	if n.staged != nil {
 		n.staged.MarkSet(false, false, true)
 	}
-	return status(f.withFd(n, func(fd int) error { return f.o.Sys().Removexattr(fd, attr) }))
+	return f.answer(in, f.withFd(n, func(fd int) error { return f.o.Sys().Removexattr(fd, attr) }))
 }

@@ -189,6 +189,21 @@ func (d *Dir) Lookup(name string, c Caller) (Entry, error) {
 	return e, unix.ENOENT
 }
 
+// Pin looks up a version and keeps hold of it by an O_PATH descriptor, which the caller closes.
+func (d *Dir) Pin(name string, st *unix.Statx_t) (fd int, err error) {
+	if name == Hidden {
+		return -1, unix.ENOENT
+	}
+	if fd, err = d.o.sys.Open(d.fd, name, unix.O_PATH|unix.O_NOFOLLOW, 0); err != nil {
+		return -1, err
+	}
+	if err = d.o.sys.Stat(fd, "", st); err != nil {
+		d.o.sys.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
 // Reserved lists the names in d that a caller sees although they have no version, with their staged files.
 func (d *Dir) Reserved(c Caller) map[string]*Staged {
 	if d.live.Load() == 0 {

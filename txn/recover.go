@@ -188,7 +188,11 @@ func (s *salvaged) load() (err error) {
 	}
 	s.begun, s.inodes = map[string]Record{}, map[Ident]bool{}
 	for _, id := range s.bare {
-		if rec, err := s.read(id); err == nil && rec.Temp != "" {
+		rec, err := s.read(id)
+		if passing(err) {
+			return err
+		}
+		if err == nil && rec.Temp != "" {
 			s.begun[rec.Temp] = rec
 		}
 	}
@@ -196,6 +200,20 @@ func (s *salvaged) load() (err error) {
 		s.inodes[k.inode] = true
 	}
 	return nil
+}
+
+// passing tells an error that another try may not meet from damage, with which a recovery has to live: a list of origins
+// that cannot be read costs the paths of the temps, never their bytes.
+func passing(err error) bool {
+	var e unix.Errno
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e {
+	case unix.ENOENT, unix.EIO, unix.EUCLEAN, unix.EBADMSG:
+		return false
+	}
+	return true
 }
 
 // scanStage takes the instances that nobody holds, and returns the others.
@@ -237,6 +255,9 @@ func (p *Plan) scanStage(stage int, s *salvaged) (live map[string]bool, err erro
 // scanInstance plans what becomes of a dead daemon's temps.
 func (p *Plan) scanInstance(instance string, fd int, s *salvaged) error {
 	origins, err := readOrigins(p.sys, fd)
+	if passing(err) {
+		return err
+	}
 	if err != nil {
 		p.problem("instance %s: %v; paths may be unknown", instance, err)
 	}

@@ -132,7 +132,7 @@ func TestRestoreInterrupted(t *testing.T) {
 		v.sys = sys
 		err := v.Restore(id, "", true)
 		age(t, filepath.Join(s.path, Hidden, salvageName))
-		if _, err := Recover(Linux{}, s.dir); err != nil {
+		if _, err := Recover(&brokenSys{}, s.dir); err != nil {
 			t.Fatal(err)
 		}
 		all := append(s.contents(), read(t, target))

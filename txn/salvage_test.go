@@ -63,11 +63,11 @@ func (b *brokenSys) Pwrite(fd int, p []byte, off int64) (int, error) {
 	return b.Linux.Pwrite(fd, p, off)
 }
 
-func (b *brokenSys) Fsync(fd int) error {
+func (b *brokenSys) Fsync(int) error {
 	if err := b.op("fsync"); err != nil {
 		return err
 	}
-	return b.Linux.Fsync(fd)
+	return nil // no power is cut here, and thousands of these take their time
 }
 
 func (b *brokenSys) Stat(dir int, name string, st *unix.Statx_t) error {

@@ -85,9 +85,10 @@ func (d *Dir) openReserved(name string, flags int, c Caller) (*Writer, error) {
 
 // OpenWrite stages an existing version for writing, or joins what is staged for its name already, as doc.go says.
 //
-// want is the version that the caller means; ErrStale: the name leads elsewhere. ErrInPlace. unix.EPERM: the file is
-// immutable. ErrOwner. Other errors are those of making and filling the temp; nothing is left behind then.
-func (d *Dir) OpenWrite(name string, want Ident, flags int, c Caller) (*Writer, error) {
+// It starts from what the name leads to now, which need not be what a lookup found a moment ago; Base tells. ErrStale:
+// the name leads to no regular file. ErrInPlace. unix.EPERM: the file is immutable. ErrOwner. Other errors are those of
+// making and filling the temp; nothing is left behind then.
+func (d *Dir) OpenWrite(name string, flags int, c Caller) (*Writer, error) {
 	for _, st := range d.stagedAt(name) {
 		<-st.ready
 		if st.Belongs(c) {
@@ -101,7 +102,7 @@ func (d *Dir) OpenWrite(name string, want Ident, flags int, c Caller) (*Writer, 
 		d.mu.Lock()
 		d.put(name, st)
 		d.mu.Unlock()
-		return d.fill(st, name, want, flags, c)
+		return d.fill(st, name, flags, c)
 	}
 	for {
 		d.mu.Lock()
@@ -110,7 +111,7 @@ func (d *Dir) OpenWrite(name string, want Ident, flags int, c Caller) (*Writer, 
 			st := d.newStaged(Copied, name, c)
 			d.put(name, st)
 			d.mu.Unlock()
-			return d.fill(st, name, want, flags, c)
+			return d.fill(st, name, flags, c)
 		}
 		d.mu.Unlock()
 		<-shared.ready
@@ -120,10 +121,6 @@ func (d *Dir) OpenWrite(name string, want Ident, flags int, c Caller) (*Writer, 
 		select {
 		case <-shared.ended: // published or given up; start from what there is now
 		case <-time.After(time.Second):
-			return nil, ErrStale
-		}
-		var s unix.Statx_t
-		if d.o.sys.Stat(d.fd, name, &s) != nil || IdentOf(&s) != want {
 			return nil, ErrStale
 		}
 	}
@@ -141,8 +138,8 @@ func (d *Dir) shared(name string) *Staged {
 	return nil
 }
 
-func (d *Dir) fill(st *Staged, name string, want Ident, flags int, c Caller) (*Writer, error) {
-	err := st.prepare(d, func() error { return st.makeFrom(d, name, want, flags, c) })
+func (d *Dir) fill(st *Staged, name string, flags int, c Caller) (*Writer, error) {
+	err := st.prepare(d, func() error { return st.makeFrom(d, name, flags) })
 	if err != nil {
 		return nil, err
 	}

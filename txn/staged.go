@@ -79,6 +79,9 @@ func (st *Staged) State() State {
 // Ident is the identity of the temp, which is that of the version once it is published.
 func (st *Staged) Ident() Ident { return st.id }
 
+// Base is the version that it was started from, zero for a new name.
+func (st *Staged) Base() Ident { return st.base.id }
+
 // Place is the directory and name that it stands for, or will; ok is false when its names are gone. The Dir is good
 // until its end.
 func (st *Staged) Place() (d *Dir, name string, ok bool) {

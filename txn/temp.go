@@ -88,7 +88,7 @@ func (d *Dir) createMode(mode, umask uint32) uint32 {
 const sqliteMagic = "SQLite format 3\x00"
 
 // makeFrom makes the temp of an existing version: empty for Truncated, with its bytes for Copied.
-func (st *Staged) makeFrom(d *Dir, name string, want Ident, flags int, c Caller) error {
+func (st *Staged) makeFrom(d *Dir, name string, flags int) error {
 	sys := st.o.sys
 	access := unix.O_RDONLY
 	if st.kind == Truncated {
@@ -106,7 +106,7 @@ func (st *Staged) makeFrom(d *Dir, name string, want Ident, flags int, c Caller)
 	if err := sys.Stat(base, "", &s); err != nil {
 		return fmt.Errorf("looking at the version of %q: %w", name, err)
 	}
-	if IdentOf(&s) != want || !IsRegular(&s) {
+	if !IsRegular(&s) {
 		return ErrStale
 	}
 	if err := replaceable(&s, flags); err != nil {
