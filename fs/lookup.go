@@ -45,6 +45,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 	f.pins.hold(n, pin)
 	if m := f.redirects.from(f.thread(in), n, d, name); m != nil {
 		f.nodes.forget(n.id, 1)
+		f.nodes.moved(m.ident, parent, name)
 		return f.answerStaged(m, out)
 	}
 	f.answerVersion(n, &e, out)

@@ -28,6 +28,7 @@ func (w *Writer) Flush(c Caller) error {
 	}
 	st.mu.Lock()
 	joins := st.joins
+	w.flushed = true
 	st.mu.Unlock()
 	end, have := st.inspect(c)
 	if end.Signal() == 0 {
@@ -95,15 +96,19 @@ func (st *Staged) inspect(c Caller) (proc.End, holders) {
 		}
 	}
 	st.mu.Lock()
-	rdwr := false
+	rdwr, opening := false, false
 	others := make([]uint32, 0, 8)
 	for _, o := range st.write {
 		rdwr = rdwr || o.rdwr
+		opening = opening || !o.flushed
 		if !o.closed && o.pid != c.Tid && o.tid != c.Tid {
 			others = append(others, o.pid)
 		}
 	}
 	st.mu.Unlock()
+	if opening {
+		return end, some
+	}
 	if rdwr && !end.Known() {
 		if a := proc.Maps(c.Tid, st.shownIno(), st.id.Ino); a != proc.No {
 			st.mapped(c.Tid)

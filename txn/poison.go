@@ -42,7 +42,7 @@ func (st *Staged) probe(c Caller) {
 	if !st.o.opt.Passthrough || st.o.sys.Statfs(fd, &fs) != nil {
 		return
 	}
-	if fs.Bavail*uint64(fs.Bsize) > lowSpace && !st.store.quota {
+	if fs.Bavail*uint64(fs.Frsize) > lowSpace && !st.store.quota {
 		return
 	}
 	if err := st.grow(c, int64(s.Size), fs.Bsize); Poisonous(err) {

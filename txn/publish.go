@@ -300,7 +300,7 @@ func (st *Staged) Sync(data bool) error {
 	if st.o.opt.PublishOnFsync {
 		return st.publishCopy()
 	}
-	if err := sys.Fsync(st.store.origins); err != nil {
+	if err := st.store.syncOrigins(); err != nil {
 		return err
 	}
 	return sys.Fsync(st.store.fd)

@@ -221,6 +221,10 @@ type Writer struct {
 	pid  uint32
 	rdwr bool // it can have a shared writable mapping
 
+	// flushed: a descriptor of it was closed. Without that it is open, or about to be: every close(2) is a FLUSH, and
+	// between our answer to an open and the descriptor in the caller's table nothing else tells.
+	flushed bool // GUARDED_BY(st.mu)
+
 	closed bool     // GUARDED_BY(st.mu); it is proved that no process has it open any more
 	end    proc.End // GUARDED_BY(st.mu); how the process ended that closed it last
 }

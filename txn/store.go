@@ -119,6 +119,9 @@ func openBase(sys Sys, dir int, create bool) (int, error) {
 	default:
 		return -1, fmt.Errorf("making %s: %w", Hidden, err)
 	}
+	if create && readOnly(sys, dir) {
+		return -1, ErrReadOnly // and .untorn is there already
+	}
 	base, err := sys.Open(dir, Hidden, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err == unix.ENOTDIR || err == unix.ELOOP {
 		return -1, fmt.Errorf("%w: it is not a directory", ErrPlanted)
@@ -134,6 +137,11 @@ func openBase(sys Sys, dir int, create bool) (int, error) {
 		return -1, err
 	}
 	return base, nil
+}
+
+func readOnly(sys Sys, dir int) bool {
+	var st unix.Statfs_t
+	return sys.Statfs(dir, &st) == nil && st.Flags&unix.ST_RDONLY != 0
 }
 
 // trusted checks that a directory of ours has our owner and is closed to everybody else: whoever could write in it could
@@ -189,7 +197,10 @@ func writeFile(sys Sys, dir int, name string, content []byte) error {
 	if err != nil {
 		return fmt.Errorf("making %s: %w", name, err)
 	}
-	_, err = sys.Pwrite(fd, content, 0)
+	n, err := sys.Pwrite(fd, content, 0)
+	if err == nil && n < len(content) {
+		err = unix.ENOSPC // what a short write to a file means; the next one would say so
+	}
 	if err == nil {
 		err = sys.Fsync(fd)
 	}
@@ -244,9 +255,13 @@ func (s *Store) open() error {
 	if report.Salvaged > 0 || report.Dropped > 0 {
 		s.o.log.Warn("recovered what an earlier daemon left", "salvaged", report.Salvaged, "dropped", report.Dropped)
 	}
+	for _, p := range report.Problems {
+		s.o.log.Warn("left over and not understood", "what", p)
+	}
 	if s.salvage, err = subdir(sys, s.base, salvageName); err != nil {
 		return err
 	}
+	s.sweep(s.o.opt.Limits)
 	journal, err := subdir(sys, s.base, journalName)
 	if err != nil {
 		return err
