@@ -40,6 +40,12 @@ func (f *FS) stat(n *node, out *unix.Statx_t) error {
 	}
 	err = d.Stat(name, out)
 	if err == unix.ENOENT || (err == nil && txn.IdentOf(out) != n.ident) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.found != nil {
+			*out = *n.found
+			return nil
+		}
 		return txn.ErrStale
 	}
 	return err

@@ -57,10 +57,16 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 func (f *FS) answerVersion(n *node, e *txn.Entry, out *fuse.EntryOut) {
 	out.NodeId, out.Generation = n.id, 1
 	f.fillAttr(&out.Attr, &e.Stat)
-	if !e.Staged {
-		out.SetEntryTimeout(f.opt.Cache)
-		out.SetAttrTimeout(f.opt.Cache)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if e.Staged {
+		st := e.Stat
+		n.found = &st
+		return
 	}
+	n.found = nil
+	out.SetEntryTimeout(f.opt.Cache)
+	out.SetAttrTimeout(f.opt.Cache)
 }
 
 // answerStaged answers with the node of a staged file. Timeouts are exactly 0: with any other, somebody else would reach

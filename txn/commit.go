@@ -21,11 +21,12 @@ func (st *Staged) publishCopy() error {
 	d.mu.Lock()
 	d.put(name, twin)
 	d.mu.Unlock()
-	err := twin.prepare(d, func() error { return twin.makeLike(d, st.fd, true) })
+	w, err := twin.prepare(d, unix.O_WRONLY, c, func() error { return twin.makeLike(d, st.fd, true) })
 	if err != nil {
 		return fmt.Errorf("copying it to publish: %w", err)
 	}
 	twin.mu.Lock()
+	twin.dismiss(w)
 	twin.set = setMode | setOwner | setXattr
 	twin.to(Publishing)
 	twin.mu.Unlock()

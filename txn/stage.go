@@ -38,12 +38,11 @@ func (d *Dir) Create(name string, flags int, mode, umask uint32, c Caller) (w *W
 	st := d.newStaged(New, name, c)
 	d.put(name, st)
 	d.mu.Unlock()
-	err = st.prepare(d, func() error { return st.makeNew(d, mode, umask, c) })
+	w, err = st.prepare(d, flags, c, func() error { return st.makeNew(d, mode, umask, c) })
 	if err != nil {
 		return nil, false, fmt.Errorf("staging new file %q: %w", name, err)
 	}
-	w, err = st.join(flags&^unix.O_TRUNC, c)
-	return w, false, err
+	return w, false, nil
 }
 
 // openReserved opens a reserved name for one more writer: it joins, or with O_TRUNC, unless it belongs to the writer,
@@ -76,11 +75,11 @@ func (d *Dir) openReserved(name string, flags int, c Caller) (*Writer, error) {
 	d.mu.Lock()
 	d.put(name, st)
 	d.mu.Unlock()
-	err = st.prepare(d, func() error { return st.makeLike(d, fd, false) })
+	w, err := st.prepare(d, flags, c, func() error { return st.makeLike(d, fd, false) })
 	if err != nil {
 		return nil, fmt.Errorf("staging %q: %w", name, err)
 	}
-	return st.join(flags, c)
+	return w, nil
 }
 
 // OpenWrite stages an existing version for writing, or joins what is staged for its name already, as doc.go says.
@@ -139,15 +138,11 @@ func (d *Dir) shared(name string) *Staged {
 }
 
 func (d *Dir) fill(st *Staged, name string, flags int, c Caller) (*Writer, error) {
-	err := st.prepare(d, func() error { return st.makeFrom(d, name, flags) })
-	if err != nil {
-		return nil, err
-	}
-	return st.join(flags&^unix.O_TRUNC, c)
+	return st.prepare(d, flags, c, func() error { return st.makeFrom(d, name, flags) })
 }
 
-// prepare runs what makes the temp, and takes the name back if it fails.
-func (st *Staged) prepare(d *Dir, do func() error) error {
+// prepare runs what makes the temp, and enters the first writer, or takes the name back if it fails.
+func (st *Staged) prepare(d *Dir, flags int, c Caller, do func() error) (*Writer, error) {
 	store, err := st.o.store(d)
 	if err == nil {
 		st.store = store
@@ -157,29 +152,37 @@ func (st *Staged) prepare(d *Dir, do func() error) error {
 	if err == nil && st.o.opt.Passthrough {
 		err = st.demote()
 	}
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if err == nil {
-		st.to(Writing)
-		st.o.enlist(st)
-		close(st.ready)
-		if len(st.places) == 0 { // unlinked while the temp was being made
-			st.to(Detached)
-			st.o.sys.Unlink(store.fd, st.temp)
-		}
-		return nil
+	if err != nil {
+		st.fail()
+		return nil, err
 	}
-	if st.fd >= 0 {
+	w := st.newWriter(flags, c)
+	st.mu.Lock()
+	st.to(Writing)
+	st.enter(w)
+	if len(st.places) == 0 { // unlinked while the temp was being made
+		st.to(Detached)
 		st.o.sys.Unlink(store.fd, st.temp)
 	}
+	st.mu.Unlock()
+	st.o.enlist(st)
+	st.note()
+	close(st.ready)
+	return w, nil
+}
+
+// fail ends a staged file that could not be prepared.
+func (st *Staged) fail() {
+	if st.fd >= 0 {
+		st.o.sys.Unlink(st.store.fd, st.temp)
+	}
+	st.withdraw()
+	st.mu.Lock()
 	st.to(Dropped)
 	st.giveBack()
 	st.mu.Unlock()
-	st.withdraw()
-	st.mu.Lock()
 	close(st.ready)
 	close(st.ended)
-	return err
 }
 
 // withdraw takes a staged file off all its names.
@@ -232,25 +235,32 @@ type Writer struct {
 // Staged is the file that it writes to.
 func (w *Writer) Staged() *Staged { return w.st }
 
-// join adds a writer. ErrClosed: the staged file has come to its end, or is on the way.
-func (st *Staged) join(flags int, c Caller) (*Writer, error) {
-	w := &Writer{st: st, tid: c.Tid, pid: proc.Pid(c.Tid), rdwr: flags&unix.O_ACCMODE == unix.O_RDWR}
-	st.mu.Lock()
-	if st.state != Writing && st.state != Detached {
-		st.mu.Unlock()
-		return nil, ErrClosed
-	}
-	first := len(st.pids) == 0
+func (st *Staged) newWriter(flags int, c Caller) *Writer {
+	return &Writer{st: st, tid: c.Tid, pid: proc.Pid(c.Tid), rdwr: flags&unix.O_ACCMODE == unix.O_RDWR}
+}
+
+// enter adds a writer.
+//
+// LOCKS_REQUIRED(st.mu)
+func (st *Staged) enter(w *Writer) {
 	st.write = append(st.write, w)
 	st.joins++
 	if !slices.Contains(st.pids, w.pid) {
 		st.pids = append(st.pids, w.pid)
 	}
 	st.doubt = time.Time{}
-	st.mu.Unlock()
-	if first {
-		st.note()
+}
+
+// join adds a further writer. ErrClosed: the staged file has come to its end, or is on the way.
+func (st *Staged) join(flags int, c Caller) (*Writer, error) {
+	w := st.newWriter(flags, c)
+	st.mu.Lock()
+	if st.state != Writing && st.state != Detached {
+		st.mu.Unlock()
+		return nil, ErrClosed
 	}
+	st.enter(w)
+	st.mu.Unlock()
 	if flags&unix.O_TRUNC != 0 {
 		if err := st.Truncate(0); err != nil {
 			w.Abandon()
