@@ -59,12 +59,13 @@ func (f *FS) answerVersion(n *node, e *txn.Entry, out *fuse.EntryOut) {
 	f.fillAttr(&out.Attr, &e.Stat)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if e.Staged {
+	if e.Staged || n.found != nil {
 		st := e.Stat
 		n.found = &st
+	}
+	if e.Staged {
 		return
 	}
-	n.found = nil
 	out.SetEntryTimeout(f.opt.Cache)
 	out.SetAttrTimeout(f.opt.Cache)
 }
