@@ -184,7 +184,7 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 	if size, ok := in.GetSize(); ok {
 		var err error
 		if fh, ok := in.GetFh(); ok && f.files.get(fh) != nil {
-			err = f.files.get(fh).truncate(int64(size))
+			err = f.files.get(fh).truncate(int64(size), f.caller(&in.InHeader).Cred)
 		} else {
 			err = f.truncatePath(n, int64(size), f.caller(&in.InHeader))
 		}
@@ -213,7 +213,10 @@ func (f *FS) setAttr(n *node, fd int, in *fuse.SetAttrIn) error {
 	if n.staged != nil {
 		n.staged.MarkSet(chmod, chuid || chgid, false)
 	}
-	if chuid || chgid {
+	// Nothing to change at all is chown(-1, -1), which still clears setuid.
+	const any = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_SIZE | fuse.FATTR_ATIME | fuse.FATTR_MTIME |
+		fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
+	if chuid || chgid || in.Valid&any == 0 {
 		u, g := -1, -1
 		if chuid {
 			u = int(uid)
@@ -230,7 +233,7 @@ func (f *FS) setAttr(n *node, fd int, in *fuse.SetAttrIn) error {
 			return err
 		}
 	} else if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
-		if err := txn.DropPrivilege(sys, fd); err != nil {
+		if err := txn.DropPrivilege(sys, fd, f.caller(&in.InHeader).Cred); err != nil {
 			return err
 		}
 	}

@@ -14,6 +14,7 @@ type file struct {
 	f     *FS
 	n     *node
 	flags uint32 // of open(2)
+	cred  txn.Cred
 
 	// fd does the reads and writes. It belongs to the file (own), to all readers of the version (shared), or to the
 	// staged file (st).
@@ -255,17 +256,15 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 	}
 	sys := f.o.Sys()
 	done := 0
-	err := fl.writable(func(fd int) error {
-		return sys.As(txn.Cred{Uid: in.Uid, Gid: in.Gid}, func() error {
-			for done < len(data) {
-				n, err := sys.Pwrite(fd, data[done:], int64(in.Offset)+int64(done))
-				if err != nil {
-					return err
-				}
-				done += n
+	err := fl.writable(f.caller(&in.InHeader).Cred, func(fd int) error {
+		for done < len(data) {
+			n, err := sys.Pwrite(fd, data[done:], int64(in.Offset)+int64(done))
+			if err != nil {
+				return err
 			}
-			return nil
-		})
+			done += n
+		}
+		return nil
 	})
 	if err != nil {
 		if fl.w != nil && txn.Poisonous(err) {
@@ -275,9 +274,6 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 			return 0, status(err)
 		}
 	}
-	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		txn.DropPrivilege(sys, fl.fd)
-	}
 	return uint32(done), fuse.OK
 }
 
@@ -286,19 +282,22 @@ func (f *FS) Writev(<-chan struct{}, *fuse.WriteIn, [][]byte) (uint32, fuse.Stat
 	return 0, fuse.ENOSYS
 }
 
-// writable runs do with a descriptor that can write, which with passthrough the one of a staged file cannot.
-func (fl *file) writable(do func(fd int) error) error {
-	if fl.st == nil {
-		return do(fl.fd)
+// writable runs do with a descriptor that can write (with passthrough the one of a staged file cannot), as c.
+func (fl *file) writable(c txn.Cred, do func(fd int) error) error {
+	as := func(fd int) error {
+		return fl.f.o.Sys().AsWriter(c, func() error { return do(fd) })
 	}
-	return fl.st.Writable(do)
+	if fl.st == nil {
+		return as(fl.fd)
+	}
+	return fl.st.Writable(as)
 }
 
-func (fl *file) truncate(size int64) error {
+func (fl *file) truncate(size int64, c txn.Cred) error {
 	if fl.st != nil {
-		return fl.st.Truncate(size)
+		fl.st.Touch()
 	}
-	return fl.f.o.Sys().Truncate(fl.fd, size)
+	return fl.writable(c, func(fd int) error { return fl.f.o.Sys().Truncate(fd, size) })
 }
 
 // truncatePath is truncate(2): stage, change, publish, in one request, or rather two, because the version and what
@@ -349,7 +348,7 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if fl == nil {
 		return fuse.EBADF
 	}
-	err := fl.writable(func(fd int) error {
+	err := fl.writable(f.caller(&in.InHeader).Cred, func(fd int) error {
 		return f.o.Sys().Fallocate(fd, in.Mode, int64(in.Offset), int64(in.Length))
 	})
 	if fl.w != nil && txn.Poisonous(err) && err != unix.EFBIG {
@@ -376,7 +375,7 @@ func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32,
 		return 0, fuse.EBADF
 	}
 	var n int
-	err := to.writable(func(fd int) (err error) {
+	err := to.writable(f.caller(&in.InHeader).Cred, func(fd int) (err error) {
 		n, err = f.o.Sys().CopyRange(from.fd, int64(in.OffIn), fd, int64(in.OffOut), int(min(in.Len, 1<<30)))
 		return err
 	})

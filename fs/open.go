@@ -69,7 +69,7 @@ func (f *FS) openStaged(n *node, flags uint32, c txn.Caller, out *fuse.OpenOut) 
 	if err != nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	return f.install(n, &file{f: f, n: n, flags: flags, fd: fd, st: st}, out)
+	return f.install(n, &file{f: f, n: n, flags: flags, cred: c.Cred, fd: fd, st: st}, out)
 }
 
 // openRead opens a version for reading.
@@ -79,7 +79,7 @@ func (f *FS) openRead(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 		return f.answer(&in.InHeader, err)
 	}
 	out.OpenFlags |= fuse.FOPEN_NOFLUSH
-	return f.install(n, &file{f: f, n: n, flags: in.Flags, fd: r.fd, shared: r}, out)
+	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: r.fd, shared: r}, out)
 }
 
 // openWriter opens a staged file for its writer.
@@ -89,7 +89,7 @@ func (f *FS) openWriter(m *node, w *txn.Writer, flags uint32, out *fuse.OpenOut)
 		w.Abandon()
 		return fuse.Status(unix.ESTALE)
 	}
-	return f.install(m, &file{f: f, n: m, flags: flags, fd: fd, st: w.Staged(), w: w}, out)
+	return f.install(m, &file{f: f, n: m, flags: flags, cred: w.Staged().Cred(), fd: fd, st: w.Staged(), w: w}, out)
 }
 
 // stage handles an open for write of a version by its rules: in place, or by a redirect to a staged file.
@@ -131,7 +131,7 @@ func (f *FS) openBeside(n *node, w *txn.Writer, flags uint32, out *fuse.OpenOut)
 		w.Abandon()
 		return fuse.Status(unix.ESTALE)
 	}
-	return f.install(n, &file{f: f, n: n, flags: flags, fd: fd, st: w.Staged(), w: w, beside: true}, out)
+	return f.install(n, &file{f: f, n: n, flags: flags, cred: w.Staged().Cred(), fd: fd, st: w.Staged(), w: w, beside: true}, out)
 }
 
 // openInPlace opens a version itself for write.
@@ -146,10 +146,10 @@ func (f *FS) openInPlace(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Statu
 			return status(err)
 		}
 		if in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
-			txn.DropPrivilege(f.o.Sys(), fd)
+			txn.DropPrivilege(f.o.Sys(), fd, f.caller(&in.InHeader).Cred)
 		}
 	}
-	return f.install(n, &file{f: f, n: n, flags: in.Flags, fd: fd, own: true}, out)
+	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: fd, own: true}, out)
 }
 
 // backingFlags are those that the daemon opens with itself: it always reads as well (pages are filled before they are
@@ -224,7 +224,7 @@ func (f *FS) createInPlace(parent *node, d *txn.Dir, name string, in *fuse.Creat
 	}
 	n := f.nodes.version(&e.Stat, parent, name)
 	f.answerVersion(n, &e, &out.EntryOut)
-	return f.install(n, &file{f: f, n: n, flags: in.Flags, fd: fd, own: true}, &out.OpenOut)
+	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: fd, own: true}, &out.OpenOut)
 }
 
 // Tmpfile implements fuse.RawFileSystem. A file without a name is atomic by itself: linkat(2) publishes it.
@@ -248,5 +248,5 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 	}
 	n := f.nodes.version(&e.Stat, parent, "")
 	f.answerVersion(n, &e, &out.EntryOut)
-	return f.install(n, &file{f: f, n: n, flags: in.Flags, fd: fd, own: true}, &out.OpenOut)
+	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: fd, own: true}, &out.OpenOut)
 }

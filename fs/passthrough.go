@@ -25,7 +25,7 @@ func (f *FS) passOn(n *node, fl *file, out *fuse.OpenOut) bool {
 		if n.plainOpen(fl) {
 			return false // mixing the two on one inode is refused by the kernel
 		}
-		id, err := f.register(fl)
+		id, err := f.register(fl, fl.cred)
 		if err != nil {
 			f.log.Warn("passthrough is not possible for a file; it goes through the daemon", "err", err)
 			return false
@@ -52,13 +52,9 @@ func (n *node) plainOpen(except *file) bool {
 }
 
 // register tells the kernel about the backing file. It keeps the credentials of the thread that does it and writes with
-// them: those of the opener, so that quotas and reserved blocks hold for him.
-func (f *FS) register(fl *file) (id int32, err error) {
-	c := txn.Cred{Uid: f.uid, Gid: f.gid}
-	if fl.w != nil {
-		c = fl.st.Cred()
-	}
-	err = f.o.Sys().As(c, func() error {
+// them: those of the opener, so that quotas, reserved blocks and the clearing of setuid hold for him.
+func (f *FS) register(fl *file, c txn.Cred) (id int32, err error) {
+	err = f.o.Sys().AsWriter(c, func() error {
 		var errno unix.Errno
 		id, errno = f.server.RegisterBackingFd(&fuse.BackingMap{Fd: int32(fl.fd)})
 		if errno != 0 {

@@ -192,6 +192,17 @@ var (
 // As changes the ids of one thread: setfsuid(2) and setfsgid(2) work on the calling thread alone. Leaving uid 0 that way
 // takes the capabilities away that concern files, unless KeepCapabilities has seen to it; then they are taken back here.
 func (Linux) As(c Cred, f func() error) error {
+	return as(c, !capabilitiesKept, 1<<unix.CAP_SYS_RESOURCE, f)
+}
+
+// AsWriter gives CAP_FSETID up for the time of f: with it the kernel keeps setuid and setgid on a write
+// (setattr_should_drop_suidgid).
+func (Linux) AsWriter(c Cred, f func() error) error {
+	return as(c, true, 1<<unix.CAP_SYS_RESOURCE|1<<unix.CAP_FSETID, f)
+}
+
+// as runs f with the ids of c, and, if told to, all permitted capabilities but those in without.
+func as(c Cred, capabilities bool, without uint64, f func() error) error {
 	if daemonUid != 0 || (c.Uid == daemonUid && c.Gid == daemonGid) {
 		return f()
 	}
@@ -203,10 +214,11 @@ func (Linux) As(c Cred, f func() error) error {
 		setfs(unix.SYS_SETFSUID, daemonUid)
 		setfs(unix.SYS_SETFSGID, daemonGid)
 	}()
-	if !capabilitiesKept {
-		if err := regain(); err != nil {
+	if capabilities && c.Uid != daemonUid {
+		if err := effective(without); err != nil {
 			return err
 		}
+		defer effective(1 << unix.CAP_SYS_RESOURCE)
 	}
 	return f()
 }
@@ -214,17 +226,16 @@ func (Linux) As(c Cred, f func() error) error {
 // capabilitiesKept: KeepCapabilities has succeeded. It is set before anything is served.
 var capabilitiesKept bool
 
-// regain makes all permitted capabilities of the thread effective, but for the one that KeepCapabilities gives up.
-func regain() error {
+// effective makes all permitted capabilities of the thread effective, but for some.
+func effective(without uint64) error {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&hdr, &data[0]); err != nil {
 		return err
 	}
 	for i := range data {
-		data[i].Effective = data[i].Permitted
+		data[i].Effective = data[i].Permitted &^ uint32(without>>(32*i))
 	}
-	data[unix.CAP_SYS_RESOURCE/32].Effective &^= 1 << (unix.CAP_SYS_RESOURCE % 32)
 	return unix.Capset(&hdr, &data[0])
 }
 

@@ -204,7 +204,13 @@ func (d *Dir) Rename(name string, nd *Dir, nname string, flags uint, c Caller) (
 	if terr == nil && to.Mode&unix.S_IFMT == unix.S_IFDIR && flags&unix.RENAME_EXCHANGE == 0 && nd.occupied(nname) {
 		return moved, back, unix.ENOTEMPTY
 	}
-	if err := d.o.sys.Rename(d.fd, name, nd.fd, nname, flags); err != nil {
+	rename := func() error { return d.o.sys.Rename(d.fd, name, nd.fd, nname, flags) }
+	if flags&unix.RENAME_WHITEOUT != 0 { // makes a file as well
+		err = d.o.sys.As(c.Cred, rename)
+	} else {
+		err = rename()
+	}
+	if err != nil {
 		return moved, back, err
 	}
 	if flags&unix.RENAME_EXCHANGE != 0 {

@@ -80,7 +80,7 @@ func (st *Staged) adopt() error {
 		return err
 	}
 	if st.cred.Uid != 0 && keep&setMode == 0 {
-		return DropPrivilege(sys, st.fd)
+		return DropPrivilege(sys, st.fd, st.cred) // it was written to
 	}
 	return nil
 }

@@ -278,17 +278,15 @@ func (st *Staged) Join(flags int, c Caller) (*Writer, error) {
 
 // Truncate is ftruncate of the temp. It counts as a change even when the size stays.
 func (st *Staged) Truncate(size int64) error {
-	return st.Writable(func(fd int) error {
-		st.mu.Lock()
-		st.forced = true
-		st.mu.Unlock()
-		return st.o.sys.Truncate(fd, size)
-	})
+	st.Touch()
+	return st.Writable(func(fd int) error { return st.o.sys.Truncate(fd, size) })
 }
 
-// Fallocate is fallocate(2) of the temp.
-func (st *Staged) Fallocate(mode uint32, off, n int64) error {
-	return st.Writable(func(fd int) error { return st.o.sys.Fallocate(fd, mode, off, n) })
+// Touch makes the staged file count as modified, whatever it looks like.
+func (st *Staged) Touch() {
+	st.mu.Lock()
+	st.forced = true
+	st.mu.Unlock()
 }
 
 // Writable runs f with a descriptor that can write.

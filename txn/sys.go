@@ -61,6 +61,8 @@ type Sys interface {
 	// As runs f with the file system ids of c, keeping the capabilities of the daemon, so that what f creates belongs
 	// to c from its first instant. Without CAP_SETUID it just runs f.
 	As(c Cred, f func() error) error
+	// AsWriter is As without CAP_FSETID unless c is root: what f writes loses setuid and setgid as if c wrote it.
+	AsWriter(c Cred, f func() error) error
 }
 
 // Cred is who a file is created for.

@@ -90,11 +90,14 @@ const sqliteMagic = "SQLite format 3\x00"
 // makeFrom makes the temp of an existing version: empty for Truncated, with its bytes for Copied.
 func (st *Staged) makeFrom(d *Dir, name string, flags int) error {
 	sys := st.o.sys
-	access := unix.O_RDONLY
+	access := unix.O_RDONLY | unix.O_NOATIME // reading the base is our affair, not the program's
 	if st.kind == Truncated {
 		access = unix.O_PATH
 	}
 	base, err := sys.Open(d.fd, name, access|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err == unix.EPERM { // somebody else's file, and no CAP_FOWNER (open(2))
+		base, err = sys.Open(d.fd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	}
 	if err == unix.ENOENT || err == unix.ELOOP {
 		return ErrStale
 	}
@@ -158,33 +161,34 @@ func (st *Staged) makeLike(d *Dir, base int, bytes bool) error {
 	if err := copyAttributes(sys, base, fd, 0); err != nil {
 		return err
 	}
-	if st.cred.Uid != 0 {
-		if err := DropPrivilege(sys, fd); err != nil {
-			return err
-		}
-	}
+	mtime := unix.Timespec{Nsec: unix.UTIME_OMIT}
 	if bytes {
 		if err := st.copyBytes(base, int64(s.Size)); err != nil {
 			return fmt.Errorf("copying its bytes: %w", err)
 		}
-		if err := sys.Utimes(fd, timespec(s.Atime), timespec(s.Mtime)); err != nil {
+		mtime = timespec(s.Mtime)
+	} else if st.cred.Uid != 0 { // O_TRUNC is a write already
+		if err := DropPrivilege(sys, fd, st.cred); err != nil {
 			return err
 		}
+	}
+	if err := sys.Utimes(fd, timespec(s.Atime), mtime); err != nil {
+		return err
 	}
 	return st.snapshot()
 }
 
-// DropPrivilege clears setuid, and setgid of a file that its group may execute, as the kernel does when somebody without
-// CAP_FSETID writes (file_remove_privs). security.capability needs no care: it is never copied, and a write by the daemon
-// removes it.
-func DropPrivilege(sys Sys, fd int) error {
+// DropPrivilege clears setuid, and setgid of a file that its group may execute or that belongs to another group than c,
+// as the kernel does when somebody without CAP_FSETID writes (setattr_should_drop_suidgid). security.capability needs no
+// care: it is never copied, and a write by the daemon removes it.
+func DropPrivilege(sys Sys, fd int, c Cred) error {
 	var s unix.Statx_t
 	if err := sys.Stat(fd, "", &s); err != nil {
 		return err
 	}
 	mode := uint32(s.Mode) & 0o7777
 	keep := mode &^ unix.S_ISUID
-	if mode&unix.S_IXGRP != 0 {
+	if mode&unix.S_IXGRP != 0 || s.Gid != c.Gid {
 		keep &^= unix.S_ISGID
 	}
 	if keep == mode {
