@@ -1,0 +1,76 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"untorn/fs"
+)
+
+// control is what a mount tells about itself, to its owner and to root.
+type control fs.Control
+
+// readControl asks the mount at a path. ENODATA or ENOTSUP: it is none.
+func readControl(path string) (control, error) {
+	var c control
+	buf := make([]byte, 16<<10)
+	n, err := unix.Getxattr(path, fs.ControlXattr, buf)
+	if err != nil {
+		return c, err
+	}
+	if err := json.Unmarshal(buf[:n], &c); err != nil {
+		return c, fmt.Errorf("the mount's answer cannot be understood: %w", err)
+	}
+	return c, nil
+}
+
+// fdPath leads to the backing directory through the daemon's descriptor, past a mount that covers it.
+func (c control) fdPath() string {
+	return "/proc/" + strconv.Itoa(c.Pid) + "/fd/" + strconv.Itoa(c.BackingFd)
+}
+
+// isHere reports whether the pid is that of the daemon in our pid namespace.
+func (c control) isHere() bool {
+	link, err := os.Readlink(c.fdPath())
+	return err == nil && link == c.Backing
+}
+
+// openBacking opens the backing directory that is meant by a path: the directory itself, or, of an untorn mount, the
+// directory that it is mounted on, which the mount may cover.
+func openBacking(path string) (*os.File, error) {
+	real, err := resolve(path)
+	if errors.Is(err, unix.ENOTCONN) {
+		return nil, fail(exitBacking, "%s: the untorn that was mounted there has died.\nDetach its mount: untorn umount %s", path, path)
+	}
+	if err != nil {
+		return nil, fail(exitBacking, "%w\nGive the backing directory or its mountpoint.", err)
+	}
+	m, err := mountAt(real)
+	if err != nil {
+		return nil, err
+	}
+	way := real
+	if m != nil && m.Type == mountType {
+		c, err := readControl(real)
+		if err != nil {
+			return nil, fail(exitBacking, "asking the mount on %s for its backing: %w\nOnly its owner and root may: run this as one of them.", real, err)
+		}
+		way = c.fdPath()
+		if !c.isHere() {
+			return nil, fail(exitBacking, "the backing of %s cannot be reached: its daemon is out of sight (another pid namespace?).\nRun this beside the daemon, or on the backing directory.", real)
+		}
+	}
+	f, err := os.OpenFile(way, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, fail(exitBacking, "%s is not a directory\nGive the backing directory or its mountpoint.", path)
+	}
+	if err != nil {
+		return nil, fail(exitBacking, "%w\nGive a backing directory that you may read.", err)
+	}
+	return f, nil
+}

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"untorn/fs"
+	"untorn/txn"
+	"untorn/txn/proc"
+)
+
+type mountCmd struct {
+	Backing    string `arg:"" help:"The directory whose writes are to be atomic."`
+	Mountpoint string `arg:"" optional:"" help:"Where to mount it: an empty directory. Without it, over BACKING itself."`
+
+	Foreground bool          `short:"f" env:"UNTORN_FOREGROUND" help:"Stay in the foreground. Otherwise untorn returns when the mount answers, and serves it in the background."`
+	Durability string        `enum:"full,ordered,none" default:"full" env:"UNTORN_DURABILITY" help:"What a successful close is worth after a power cut. full: the new version is there. ordered: some whole version is. none: nothing is promised, only kills do no harm."`
+	Rules      ruleFlags     `embed:""`
+	OnKill     string        `name:"on-kill" enum:"discard,publish" default:"discard" env:"UNTORN_ON_KILL" help:"When a signal ends a writer. discard: the old version stays and the bytes go to salvage. publish: treat it like a close."`
+	Fsync      string        `enum:"stage,publish" default:"stage" env:"UNTORN_FSYNC" help:"What a program's fsync does. stage: its bytes survive, in salvage. publish: they become the version, for programs that never close."`
+	Cache      time.Duration `default:"1s" env:"UNTORN_CACHE" placeholder:"1s" help:"How long the kernel may remember names and attributes of what is not being written. 0 sees changes that are made in the backing at once."`
+	NoPass     bool          `name:"no-passthrough" env:"UNTORN_NO_PASSTHROUGH" help:"Send reads and writes through the daemon, also where the kernel could pass them on."`
+	AllowOther bool          `negatable:"" default:"${root}" env:"UNTORN_ALLOW_OTHER" help:"Let all users in, each with his own rights. Default when root; others need user_allow_other in /etc/fuse.conf."`
+	ReadOnly   bool          `env:"UNTORN_READ_ONLY" help:"Mount read-only."`
+
+	Salvage salvageLimits `embed:"" prefix:"salvage-" group:"Salvage"`
+	Log     logFlags      `embed:"" prefix:"log-" group:"Log"`
+}
+
+// Help is what --help says beyond the flags.
+func (mountCmd) Help() string {
+	return `Every flag with an environment variable can be set by it. SIGTERM and SIGINT end the mount: when it is busy, the
+log says who holds it, and untorn goes on trying; a second signal detaches it at once, and its last user ends it.`
+}
+
+// salvageLimits bound what is kept of unpublished writes.
+type salvageLimits struct {
+	Bytes byteSize `default:"1G" placeholder:"1G" env:"UNTORN_SALVAGE_BYTES" help:"Keep at most this many bytes; the oldest go first."`
+	Count int      `default:"1000" placeholder:"1000" env:"UNTORN_SALVAGE_COUNT" help:"Keep at most this many files."`
+	Age   age      `default:"30d" placeholder:"30d" env:"UNTORN_SALVAGE_AGE" help:"Keep them at most this long."`
+}
+
+// Validate is called by kong.
+func (c *mountCmd) Validate() error {
+	if c.Cache < 0 {
+		return fail(exitUsage, "--cache: %v is negative; 0 turns caching off", c.Cache)
+	}
+	if c.Salvage.Count < 0 {
+		return fail(exitUsage, "--salvage-count: %d is negative", c.Salvage.Count)
+	}
+	return nil
+}
+
+func (c *mountCmd) Run() error {
+	parent := takeReadyPipe()
+	if !c.Foreground && parent == nil {
+		return startInBackground()
+	}
+	at, err := findPlace(c.Backing, c.Mountpoint)
+	if err != nil {
+		return err
+	}
+	if err := canMount(c.AllowOther); err != nil {
+		return err
+	}
+	log, err := c.Log.open(at.mountpoint, parent != nil)
+	if err != nil {
+		return err
+	}
+	// Nothing may hold the mount that serves it.
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	stop := catchSignals()
+	m, err := c.mount(at, log.Logger)
+	if err != nil {
+		return advise(err, at.backing)
+	}
+	if m.ReadOnly() && !c.ReadOnly {
+		notice("%s cannot be written, so the mount is read-only", at.backing)
+	}
+	s := server{m: m, at: at, log: log.Logger}
+	if parent != nil {
+		log.becomeStderr()
+		if err := parent.ready(); err != nil {
+			// Whoever asked for the mount has gone away before it was there.
+			log.Warn("the parent is gone, so the mount is not wanted", "err", err)
+			s.detach()
+		}
+	}
+	s.serve(stop)
+	return nil
+}
+
+// mount prepares this process for serving and mounts.
+func (c *mountCmd) mount(at *place, log *slog.Logger) (*fs.Mounted, error) {
+	nameProcess()
+	unix.Umask(0) // modes come from the callers as they are meant
+	raiseFileLimit(log)
+	seesKills := proc.SeesKills("/proc/self/exe", "pause")
+	if !seesKills {
+		log.Warn("cannot see in /proc that a process was killed, so killed writers publish like those that close; see untorn doctor")
+	}
+	if err := txn.KeepCapabilities(); err != nil {
+		log.Warn("cannot fix the capabilities; files may come out with the wrong owner, or past a quota", "err", err)
+	}
+	durability, err := txn.ParseDurability(c.Durability)
+	if err != nil {
+		return nil, fail(exitUsage, "%w", err)
+	}
+	m, err := fs.Mount(context.Background(), at.fd, at.mountpoint, txn.Options{
+		Durability:     durability,
+		PublishKilled:  c.OnKill == "publish",
+		PublishOnFsync: c.Fsync == "publish",
+		Rules:          c.Rules.rules,
+		Limits:         c.Salvage.limits(),
+		Log:            log,
+		SeesKills:      seesKills,
+	}, fs.Options{
+		Cache:         c.Cache,
+		NoPassthrough: c.NoPass,
+		AllowOther:    c.AllowOther,
+		ReadOnly:      c.ReadOnly,
+		Source:        at.backing,
+		Version:       version,
+		Log:           log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	path, why := m.DataPath()
+	log.Info("mounted", "backing", at.backing, "mountpoint", at.mountpoint, "data_path", path, "why", why,
+		"durability", c.Durability, "read_only", m.ReadOnly(), "pid", os.Getpid())
+	return m, nil
+}
+
+// nameProcess makes ps show "untorn" also where we were executed as /proc/self/exe. It is cosmetic, so it may fail.
+func nameProcess() { os.WriteFile("/proc/self/comm", []byte("untorn"), 0) }
+
+// raiseFileLimit raises the descriptor limit as far as it goes: a staged file costs descriptors of ours, and thousands may
+// be written at once.
+func raiseFileLimit(log *slog.Logger) {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		log.Warn("reading the descriptor limit", "err", err)
+		return
+	}
+	want := unix.Rlimit{Cur: lim.Max, Max: lim.Max}
+	if most, err := readNumber("/proc/sys/fs/nr_open"); err == nil && most > lim.Max {
+		// Works with CAP_SYS_RESOURCE only.
+		want = unix.Rlimit{Cur: most, Max: most}
+	}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &want) == nil {
+		return
+	}
+	lim.Cur = lim.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		log.Warn("raising the descriptor limit", "err", err)
+	}
+}
+
+// pauseCmd waits until it is killed.
+type pauseCmd struct{}
+
+func (pauseCmd) Run() error {
+	// Not for ever: whoever started it may have died before killing it.
+	time.Sleep(time.Minute)
+	return nil
+}
+
+// limits are the flags as txn takes them, where 0 stands for the default and a negative value for keeping nothing.
+func (l salvageLimits) limits() txn.Limits {
+	limits := txn.Limits{Bytes: int64(l.Bytes), Count: l.Count, Age: time.Duration(l.Age)}
+	if limits.Bytes == 0 || limits.Count == 0 || limits.Age == 0 {
+		limits.Count = -1
+	}
+	return limits
+}

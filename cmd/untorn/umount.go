@@ -1,0 +1,115 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+type umountCmd struct {
+	Mountpoint string `arg:"" help:"Where untorn is mounted."`
+	Lazy       bool   `short:"l" help:"Detach it although it is busy: nobody can enter any more, and the last user ends it."`
+}
+
+const (
+	// afterglow bounds the tries at a mount that is busy with nobody holding it: the kernel may still be about to give
+	// back what a process had that has just ended.
+	afterglow = 500 * time.Millisecond
+	// goodbye bounds the wait for the daemon, which may have much to publish.
+	goodbye = 2 * time.Minute
+)
+
+func (c *umountCmd) Run() error {
+	path, err := resolve(c.Mountpoint)
+	// A dead mount and that of another user can be unmounted all the same.
+	if err != nil && !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.EACCES) {
+		return fail(exitMountpoint, "%w\nGive the directory that untorn is mounted on.", err)
+	}
+	m, err := mountAt(path)
+	if err != nil {
+		return err
+	}
+	if m == nil || m.Type != mountType {
+		return fail(exitMountpoint, "%s is not an untorn mount.\nThose that there are: findmnt -t %s", path, mountType)
+	}
+	// Neither our own program nor our working directory must be what keeps it busy.
+	if mountIDOf(self) == strconv.Itoa(m.ID) {
+		leave()
+	}
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	daemon := -1
+	if ctl, err := readControl(path); err == nil && ctl.isHere() && !c.Lazy {
+		if daemon, err = unix.PidfdOpen(ctl.Pid, 0); err == nil {
+			defer unix.Close(daemon)
+		}
+	}
+	if err := c.unmount(path); err != nil {
+		return err
+	}
+	if daemon >= 0 && !ended(daemon, goodbye) {
+		return fail(exitFailed, "%s is unmounted, but its daemon still runs: it publishes, or is mounted in another place too (another mount namespace, a bind mount).\nLook in its log.", path)
+	}
+	return nil
+}
+
+// leave goes on as a copy of this program in memory. It returns when that is impossible; then the program shows up among
+// those that hold the mount.
+func leave() {
+	fd, err := unix.MemfdCreate("untorn", unix.MFD_CLOEXEC)
+	if err != nil {
+		return
+	}
+	to := os.NewFile(uintptr(fd), "memory")
+	defer to.Close()
+	from, err := os.Open(self)
+	if err != nil {
+		return
+	}
+	defer from.Close()
+	if _, err := io.Copy(to, from); err != nil {
+		return
+	}
+	unix.Exec("/proc/self/fd/"+strconv.Itoa(fd), os.Args, os.Environ())
+}
+
+func (c *umountCmd) unmount(path string) error {
+	for end := time.Now().Add(afterglow); ; time.Sleep(20 * time.Millisecond) {
+		err := unmount(path, c.Lazy)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EPERM):
+			return fail(exitFailed, "unmounting %s: %w\nOnly who mounted it and root may.", path, err)
+		case !errors.Is(err, unix.EBUSY):
+			return fail(exitFailed, "unmounting %s: %w", path, err)
+		}
+		holders, err := findHolders(path)
+		if err != nil {
+			return err
+		}
+		if len(holders) > 0 || time.Now().After(end) {
+			return busy(path, holders)
+		}
+	}
+}
+
+// ended waits for the process behind a pidfd.
+func ended(pidfd int, limit time.Duration) bool {
+	poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for end := time.Now().Add(limit); ; {
+		left := time.Until(end)
+		if left <= 0 {
+			return false
+		}
+		n, err := unix.Poll(poll, int(left.Milliseconds())+1)
+		if n > 0 || (err != nil && err != unix.EINTR) {
+			return err == nil
+		}
+	}
+}
