@@ -290,6 +290,9 @@ func (fl *file) writable(c txn.Cred, do func(fd int) error) error {
 	if fl.st == nil {
 		return as(fl.fd)
 	}
+	if fl.w != nil && fl.st.State() == txn.Published {
+		fl.st.TakeBack() // what is published is never written again
+	}
 	return fl.st.Writable(as)
 }
 

@@ -111,7 +111,7 @@ func Mount(ctx context.Context, backing int, mountpoint string, topt txn.Options
 	}
 	server, err := fuse.NewServer(f, mountpoint, f.mountOptions(&fst))
 	if err != nil {
-		o.Close()
+		o.Undo()
 		return nil, fmt.Errorf("%w: %w", ErrNotPermitted, err)
 	}
 	f.controlText, _ = json.Marshal(Control{
@@ -134,7 +134,15 @@ func Mount(ctx context.Context, backing int, mountpoint string, topt txn.Options
 	return m, nil
 }
 
+// checkDevice finds out early that there is no way to mount. Users go through fusermount3, which opens the device with
+// rights of its own.
 func checkDevice() error {
+	if os.Geteuid() != 0 {
+		if _, err := os.Stat("/dev/fuse"); err != nil {
+			return fmt.Errorf("%w: %w", ErrNoDevice, err)
+		}
+		return nil
+	}
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNoDevice, err)

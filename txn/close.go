@@ -2,6 +2,7 @@ package txn
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,31 +41,17 @@ func (w *Writer) Flush(c Caller) error {
 	} else {
 		w.end = proc.End{}
 	}
-	switch have {
-	case some:
-		st.doubt = time.Time{}
-	case perhaps:
+	st.idle = have == none
+	st.doubt = time.Time{}
+	if have != some {
 		st.doubt = time.Now().Add(undecidedWait)
 	}
 	poison := st.poison
 	st.mu.Unlock()
-	if have != none || !st.Modified() {
-		if have == none {
-			st.doubtful()
-		}
-		return poison
+	if have == none && st.Modified() && st.retire(joins) {
+		return st.finish(end)
 	}
-	if !st.retire(joins) {
-		return poison
-	}
-	return st.finish(end)
-}
-
-// doubtful notes that the last close may just have been.
-func (st *Staged) doubtful() {
-	st.mu.Lock()
-	st.doubt = time.Now().Add(undecidedWait)
-	st.mu.Unlock()
+	return poison
 }
 
 func (st *Staged) failure() error {
@@ -98,6 +85,7 @@ func (st *Staged) inspect(c Caller) (proc.End, holders) {
 	st.mu.Lock()
 	rdwr, opening := false, false
 	others := make([]uint32, 0, 8)
+	pids := slices.Clone(st.pids)
 	for _, o := range st.write {
 		rdwr = rdwr || o.rdwr
 		opening = opening || !o.flushed
@@ -115,7 +103,7 @@ func (st *Staged) inspect(c Caller) (proc.End, holders) {
 			return end, answer(a)
 		}
 	}
-	return end, st.inspectOthers(others, c, f, rdwr)
+	return end, st.inspectOthers(others, pids, c, f, rdwr)
 }
 
 func answer(a proc.Answer) holders {
@@ -133,7 +121,7 @@ const forkBound = 256
 
 // inspectOthers looks at the processes that opened the file, and at all that were forked since: nobody else can have
 // inherited it. (A descriptor sent over a socket to an older process is the exception, see doc.go.)
-func (st *Staged) inspectOthers(openers []uint32, c Caller, f proc.File, rdwr bool) holders {
+func (st *Staged) inspectOthers(openers, family []uint32, c Caller, f proc.File, rdwr bool) holders {
 	look := func(pid uint32) holders {
 		if pid == 0 {
 			return perhaps
@@ -163,7 +151,11 @@ func (st *Staged) inspectOthers(openers []uint32, c Caller, f proc.File, rdwr bo
 		if pid == 0 || pid == c.Tid {
 			continue
 		}
-		if h := look(pid); h != none {
+		h := look(pid)
+		if h == perhaps && !proc.MayInherit(pid, family) {
+			continue // somebody else's
+		}
+		if h != none {
 			return h
 		}
 	}
@@ -211,7 +203,14 @@ func (w *Writer) Release() {
 		left = left || !o.closed
 	}
 	over := st.state != Writing && st.state != Detached
+	var last *Dir
+	if len(st.write) == 0 {
+		last, st.stood = st.stood.dir, place{}
+	}
 	st.mu.Unlock()
+	if last != nil {
+		last.Release()
+	}
 	if left || over {
 		return
 	}
@@ -310,7 +309,7 @@ func (st *Staged) awaitUnused() bool {
 		case <-st.o.closing:
 			t.Stop()
 			return false
-		case <-st.ended:
+		case <-st.done():
 			t.Stop()
 			return false
 		case <-t.C:

@@ -15,23 +15,9 @@ func (st *Staged) publishCopy() error {
 	if len(places) == 0 {
 		return nil
 	}
-	d, name := places[0].dir, places[0].name
-	c := Caller{Cred: st.cred}
-	twin := d.newStaged(Truncated, name, c)
-	d.mu.Lock()
-	d.put(name, twin)
-	d.mu.Unlock()
-	w, err := twin.prepare(d, unix.O_WRONLY, c, func() error { return twin.makeLike(d, st.fd, true) })
+	twin, err := places[0].dir.publishTwin(places[0].name, st.fd, st)
 	if err != nil {
-		return fmt.Errorf("copying it to publish: %w", err)
-	}
-	twin.mu.Lock()
-	twin.dismiss(w)
-	twin.set = setMode | setOwner | setXattr
-	twin.to(Publishing)
-	twin.mu.Unlock()
-	if err := twin.publish(); err != nil {
-		return err
+		return fmt.Errorf("publishing what was written so far: %w", err)
 	}
 	st.shown.Store(twin.id.Ino)
 	return nil

@@ -43,10 +43,13 @@ type Overlay struct {
 	root   *Dir
 	ro     bool
 
-	mu     sync.Mutex
-	dirs   map[Ident]*Dir      // GUARDED_BY(mu)
-	stores map[storeKey]*Store // GUARDED_BY(mu)
-	staged map[*Staged]bool    // GUARDED_BY(mu); every staged file that has not come to its end
+	mu      sync.Mutex
+	dirs    map[Ident]*Dir      // GUARDED_BY(mu)
+	stores  map[storeKey]*Store // GUARDED_BY(mu)
+	staged  map[*Staged]bool    // GUARDED_BY(mu); every staged file that has not come to its end
+	watched []watched           // GUARDED_BY(mu); published files whose RELEASE has yet to come, oldest first
+	// describing: describe will run. GUARDED_BY(mu)
+	describing bool
 
 	pending sync.WaitGroup // publishes that wait for a mapping to go away
 	closing chan struct{}  // closed by Close
@@ -140,6 +143,26 @@ func (o *Overlay) Close() error {
 	return first
 }
 
+// Undo is Close for an Overlay that was never used: what Open made on disk is removed as well.
+func (o *Overlay) Undo() error {
+	o.mu.Lock()
+	s := o.stores[o.root.key]
+	made := s != nil && s.made
+	o.mu.Unlock()
+	if !made {
+		return o.Close()
+	}
+	top, err := o.sys.Reopen(o.root.fd, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return errors.Join(err, o.Close())
+	}
+	defer o.sys.Close(top)
+	if err := o.Close(); err != nil {
+		return err
+	}
+	return unmake(o.sys, top)
+}
+
 // Staged lists every staged file that has not come to its end, in no order.
 func (o *Overlay) Staged() []*Staged {
 	o.mu.Lock()
@@ -153,8 +176,41 @@ func (o *Overlay) Staged() []*Staged {
 
 func (o *Overlay) enlist(st *Staged) {
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.staged[st] = true
-	o.mu.Unlock()
+	if !o.describing {
+		o.describing = true
+		time.AfterFunc(describeAfter, o.describe)
+	}
+}
+
+// describeAfter is how long a file must have been staged for its writer's command line to be noted. Most are published
+// before and save the time; and a shell has become the command that it redirects.
+const describeAfter = 200 * time.Millisecond
+
+// describe notes the command lines of those who have been writing for a while: of a killed process only the short name
+// is left.
+func (o *Overlay) describe() {
+	again := false
+	for _, st := range o.Staged() {
+		if st.command.Load() != nil {
+			continue
+		}
+		if time.Since(st.began) < describeAfter/2 {
+			again = true
+			continue
+		}
+		c := proc.Command(st.pid())
+		st.command.Store(&c)
+		if s := st.State(); s == Writing {
+			st.note()
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.describing = again; again {
+		time.AfterFunc(describeAfter, o.describe)
+	}
 }
 
 func (o *Overlay) delist(st *Staged) {

@@ -29,7 +29,7 @@ func (st *Staged) finish(end proc.End) error {
 	case end.Signal() != 0 && !st.o.opt.PublishKilled:
 		return st.giveUp(fmt.Errorf("%w: %v", ErrKilled, end))
 	case poison != nil:
-		return st.giveUp(fmt.Errorf("%w: %w", ErrPoisoned, poison))
+		return st.giveUp(poison)
 	}
 	return st.publish()
 }
@@ -106,6 +106,9 @@ func (st *Staged) expose(to State) ([]*Dir, error) {
 	if len(places) == 0 {
 		return nil, errGone
 	}
+	if err := st.checkOver(places[0]); err != nil {
+		return nil, err
+	}
 	for i, p := range places[1:] {
 		extra := fmt.Sprintf("%s.%d", st.temp, i+1)
 		if err := sys.Link(store.fd, st.temp, store.fd, extra); err != nil {
@@ -128,6 +131,20 @@ func (st *Staged) expose(to State) ([]*Dir, error) {
 	st.to(to)
 	st.mu.Unlock()
 	return dirs, nil
+}
+
+// checkOver makes sure that a file that may only replace one version replaces that.
+//
+// LOCKS_REQUIRED(p.dir.mu)
+func (st *Staged) checkOver(p place) error {
+	if st.over == (Ident{}) {
+		return nil
+	}
+	var s unix.Statx_t
+	if st.o.sys.Stat(p.dir.fd, p.name, &s) != nil || IdentOf(&s) != st.over {
+		return errReplaced
+	}
+	return nil
 }
 
 // errGone: all names of the staged file were taken away while it was on its way.
@@ -195,8 +212,7 @@ func (st *Staged) giveUp(why error) error {
 		return why
 	}
 	rec := Record{
-		Path: st.path(), Size: int64(s.Size), Time: time.Now(), Pid: st.pid(), Command: proc.Command(st.pid()),
-		Reason: why.Error(), Mode: uint32(s.Mode), Uid: s.Uid, Gid: s.Gid,
+		Path: st.path(), Time: time.Now(), Pid: st.pid(), Command: st.commandLine(st.pid()), Reason: why.Error(),
 	}
 	id, err := st.store.keep(st.temp, rec)
 	st.leave(Salvaged)
@@ -206,7 +222,7 @@ func (st *Staged) giveUp(why error) error {
 			"pid", rec.Pid, "reason", why, "err", err)
 	} else {
 		st.o.log.Warn("not published; its bytes are in the salvage", "path", rec.Path, "pid", rec.Pid,
-			"command", rec.Command, "bytes", rec.Size, "reason", why, "id", id)
+			"command", rec.Command, "bytes", s.Size, "reason", why, "id", id)
 	}
 	st.end(why)
 	return why
@@ -243,9 +259,16 @@ func (st *Staged) end(result error) {
 	}
 	places := st.places
 	st.places = nil
+	watch := st.state == Published && len(st.write) > 0 && len(places) > 0
+	if watch {
+		st.stood = place{places[0].dir.retain(), places[0].name}
+	}
+	close(st.ended)
 	st.mu.Unlock()
 	st.o.delist(st)
-	close(st.ended)
+	if watch {
+		st.o.watch(st)
+	}
 	for _, p := range places {
 		p.dir.Release()
 	}
@@ -267,15 +290,18 @@ func (st *Staged) abandon(why string) {
 		st.mu.Unlock()
 		return
 	}
-	detached := st.state == Detached
+	// A writer that had closed it, and whose RELEASE the end of the mount has swallowed, is as good as one that got it.
+	closed, end := st.idle, proc.End{}
+	for _, w := range st.write {
+		end = w.end
+	}
+	if !closed && st.poison == nil {
+		st.poison = errors.New(why)
+	}
 	st.to(Publishing)
 	st.write = nil
 	st.mu.Unlock()
-	if detached || (st.kind == Copied && !st.Modified()) {
-		st.drop()
-		return
-	}
-	st.giveUp(errors.New(why))
+	st.finish(end)
 }
 
 // Sync is fsync(2) by a writer: the bytes so far survive a power cut, in the salvage if the file is never closed. With

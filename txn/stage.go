@@ -118,7 +118,7 @@ func (d *Dir) OpenWrite(name string, flags int, c Caller) (*Writer, error) {
 			return w, err
 		}
 		select {
-		case <-shared.ended: // published or given up; start from what there is now
+		case <-shared.done(): // published or given up; start from what there is now
 		case <-time.After(time.Second):
 			return nil, ErrStale
 		}
@@ -180,9 +180,9 @@ func (st *Staged) fail() {
 	st.mu.Lock()
 	st.to(Dropped)
 	st.giveBack()
+	close(st.ended)
 	st.mu.Unlock()
 	close(st.ready)
-	close(st.ended)
 }
 
 // withdraw takes a staged file off all its names.
@@ -248,7 +248,7 @@ func (st *Staged) enter(w *Writer) {
 	if !slices.Contains(st.pids, w.pid) {
 		st.pids = append(st.pids, w.pid)
 	}
-	st.doubt = time.Time{}
+	st.doubt, st.idle = time.Time{}, false
 }
 
 // join adds a further writer. ErrClosed: the staged file has come to its end, or is on the way.
@@ -308,6 +308,9 @@ func (st *Staged) Writable(f func(fd int) error) error {
 // note records in the stage where the temp belongs, for whoever finds it after a crash.
 func (st *Staged) note() {
 	o := Origin{Temp: st.temp, Path: st.path(), Pid: st.pid(), Time: st.began}
+	if c := st.command.Load(); c != nil {
+		o.Command = *c
+	}
 	if st.kind == Copied {
 		o.Clean = &Clean{Size: st.clean.size, Mtime: nanos(st.clean.mtime), Ctime: nanos(st.clean.ctime)}
 	}

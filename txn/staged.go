@@ -1,6 +1,7 @@
 package txn
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,8 @@ type Staged struct {
 	store *Store
 	kind  Kind
 	began time.Time
+	// command is what its writer was started as, found out when it has been writing for a while.
+	command atomic.Pointer[string]
 
 	// Set while Preparing, constant after ready is closed.
 	temp  string
@@ -26,24 +29,27 @@ type Staged struct {
 	fork  uint32  // the newest pid when it was opened first: only later ones can have inherited it
 	ready chan struct{}
 	shown atomic.Uint64 // the inode number of the version that it stands for, 0 if there is none
-	ended chan struct{} // closed when state.Ended()
+	over  Ident         // publish only in place of this version, if it is not zero
 
 	mu     sync.Mutex
-	state  State     // GUARDED_BY(mu)
-	fd     int       // GUARDED_BY(mu) for closing: open as long as holds > 0 or the state has not ended
-	holds  int       // GUARDED_BY(mu); users of fd
-	places []place   // GUARDED_BY(mu); changed only with the locks of the directories as well
-	write  []*Writer // GUARDED_BY(mu); who has it open for writing
-	joins  int       // GUARDED_BY(mu); how many writers there ever were
-	pids   []uint32  // GUARDED_BY(mu); the processes that opened it, the first is the one in reports
-	cred   Cred      // who opened it first
-	clean  version   // GUARDED_BY(mu); how the temp looked before the first write
-	forced bool      // GUARDED_BY(mu); publish although it looks clean: truncated by a later open
-	set    attrs     // GUARDED_BY(mu); attributes that a writer set himself
-	poison error     // GUARDED_BY(mu); why it must not be published
-	result error     // GUARDED_BY(mu); what the end came to
-	doubt  time.Time // GUARDED_BY(mu); until when a close that may have been the last is waited for
-	mapper int       // GUARDED_BY(mu); pidfd of a process that keeps it mapped, or -1
+	ended  chan struct{} // GUARDED_BY(mu); closed when state.Ended()
+	stood  place         // GUARDED_BY(mu); where it was published, while somebody has it open yet; holds the directory
+	state  State         // GUARDED_BY(mu)
+	fd     int           // GUARDED_BY(mu) for closing: open as long as holds > 0 or the state has not ended
+	holds  int           // GUARDED_BY(mu); users of fd
+	places []place       // GUARDED_BY(mu); changed only with the locks of the directories as well
+	write  []*Writer     // GUARDED_BY(mu); who has it open for writing
+	joins  int           // GUARDED_BY(mu); how many writers there ever were
+	pids   []uint32      // GUARDED_BY(mu); the processes that opened it, the first is the one in reports
+	cred   Cred          // who opened it first
+	clean  version       // GUARDED_BY(mu); how the temp looked before the first write
+	forced bool          // GUARDED_BY(mu); publish although it looks clean: truncated by a later open
+	set    attrs         // GUARDED_BY(mu); attributes that a writer set himself
+	poison error         // GUARDED_BY(mu); why it must not be published
+	result error         // GUARDED_BY(mu); what the end came to
+	doubt  time.Time     // GUARDED_BY(mu); until when a close that may have been the last is waited for
+	idle   bool          // GUARDED_BY(mu); at the last close nobody was found to have it open
+	mapper int           // GUARDED_BY(mu); pidfd of a process that keeps it mapped, or -1
 }
 
 // place is one name that a staged file will be published under. It holds the directory.
@@ -180,10 +186,27 @@ func (st *Staged) Belongs(c Caller) bool {
 	return proc.Holds(c.Tid, proc.File{Ino: st.shownIno(), Writing: true}) == proc.Yes
 }
 
+// done is closed when the staged file has come to its end.
+func (st *Staged) done() <-chan struct{} {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.ended
+}
+
+// lastEnd is how the process ended that closed it last, as far as that is known.
+func (st *Staged) lastEnd() (end proc.End) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, w := range st.write {
+		end = w.end
+	}
+	return end
+}
+
 // settle waits a moment if a close that may have been the last is still undecided.
 func (st *Staged) settle() {
 	st.mu.Lock()
-	wait := time.Until(st.doubt)
+	wait, ended := time.Until(st.doubt), st.ended
 	st.mu.Unlock()
 	if wait <= 0 {
 		return
@@ -191,7 +214,7 @@ func (st *Staged) settle() {
 	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {
-	case <-st.ended:
+	case <-ended:
 	case <-t.C:
 	}
 }
@@ -232,7 +255,7 @@ func (st *Staged) Poison(err error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.poison == nil {
-		st.poison = err
+		st.poison = fmt.Errorf("%w: %w", ErrPoisoned, err)
 	}
 }
 
@@ -258,9 +281,17 @@ func (st *Staged) Info() Info {
 	}
 	st.mu.Unlock()
 	return Info{
-		Path: st.path(), Kind: st.kind, State: state, Pid: pid, Command: proc.Command(pid),
+		Path: st.path(), Kind: st.kind, State: state, Pid: pid, Command: st.commandLine(pid),
 		Bytes: int64(s.Size), Began: st.began,
 	}
+}
+
+// commandLine is the command of the writer, or the short name that is left of a process that is exiting.
+func (st *Staged) commandLine(pid uint32) string {
+	if c := st.command.Load(); c != nil && *c != "" {
+		return *c
+	}
+	return proc.Command(pid)
 }
 
 // path is where the file belongs, for people and records.

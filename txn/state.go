@@ -26,10 +26,11 @@ var next = map[State][]State{
 	Writing:    {Detached, Publishing},
 	Detached:   {Publishing},
 	Publishing: {Published, InPlace, Salvaged, Dropped},
+	Published:  {Writing}, // taken back: somebody had it open after all
 }
 
-// Ended reports whether nothing more will happen to the staged file.
-func (s State) Ended() bool { return len(next[s]) == 0 }
+// Ended reports whether the staged file has come to an end, which only a file that is taken back leaves again.
+func (s State) Ended() bool { return s >= Published }
 
 // to makes a transition. Any other than those listed is a mistake in this package.
 //

@@ -40,6 +40,7 @@ type Store struct {
 	origins  int
 
 	counter   atomic.Uint64
+	made      bool        // .untorn did not exist before
 	quota     bool        // writes may fail although the filesystem has room
 	noTmpfile atomic.Bool // the filesystem has no O_TMPFILE
 	noClone   atomic.Bool // ... no reflinks
@@ -61,11 +62,13 @@ func (o *Overlay) store(d *Dir) (*Store, error) {
 		return nil, fmt.Errorf("finding the top of a nested filesystem: %w", err)
 	}
 	defer o.sys.Close(top)
+	var s0 unix.Statx_t
+	made := o.sys.Stat(top, Hidden, &s0) == unix.ENOENT
 	base, err := openBase(o.sys, top, true)
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{o: o, base: base, fd: -1, salvage: -1, origins: -1, quota: hasQuota(d.key.mount)}
+	s := &Store{o: o, base: base, made: made, fd: -1, salvage: -1, origins: -1, quota: hasQuota(d.key.mount)}
 	if err := s.open(); err != nil {
 		s.close()
 		return nil, err
@@ -321,12 +324,33 @@ func (s *Store) close() error {
 			}
 		}
 	}
+	noting.Lock() // whoever notes an origin late must not write to a descriptor that is another by then
+	defer noting.Unlock()
 	for _, fd := range []int{s.origins, s.salvage, s.fd, s.base} {
 		if fd >= 0 {
 			sys.Close(fd)
 		}
 	}
+	s.origins = -1
 	return nil
+}
+
+// unmake removes a .untorn that holds nothing.
+func unmake(sys Sys, top int) error {
+	base, err := sys.Open(top, Hidden, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(base)
+	for _, name := range []string{stageName, journalName, salvageName} {
+		if err := sys.Rmdir(base, name); err != nil && err != unix.ENOENT {
+			return err
+		}
+	}
+	if err := sys.Unlink(base, formatName); err != nil {
+		return err
+	}
+	return sys.Rmdir(top, Hidden)
 }
 
 // next is the name of the next temp.

@@ -45,9 +45,9 @@ func codeOf(err error) int {
 		return exitDone
 	case errors.As(err, &f):
 		return f.code
-	case errors.Is(err, txn.ErrFormat):
+	case errors.Is(err, txn.ErrFormat), errors.Is(err, txn.ErrPlanted):
 		return exitFormat
-	case errors.Is(err, txn.ErrPlanted), errors.Is(err, txn.ErrNotDir):
+	case errors.Is(err, txn.ErrNotDir):
 		return exitBacking
 	case errors.Is(err, fs.ErrNoDevice), errors.Is(err, fs.ErrNotPermitted):
 		return exitNoMount

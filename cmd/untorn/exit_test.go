@@ -22,7 +22,7 @@ func TestExitCodes(t *testing.T) {
 		{fail(exitMountpoint, "x"), exitMountpoint},
 		{fmt.Errorf("wrapped: %w", fail(exitBacking, "x")), exitBacking},
 		{fmt.Errorf("opening: %w", txn.ErrFormat), exitFormat},
-		{fmt.Errorf("opening: %w", txn.ErrPlanted), exitBacking},
+		{fmt.Errorf("opening: %w", txn.ErrPlanted), exitFormat},
 		{txn.ErrNotDir, exitBacking},
 		{fmt.Errorf("mounting: %w", fs.ErrNoDevice), exitNoMount},
 		{fs.ErrNotPermitted, exitNoMount},

@@ -12,6 +12,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -141,6 +142,17 @@ func Descends(tid, pid uint32) bool {
 		tid = p.Parent
 	}
 	return false
+}
+
+// MayInherit reports whether a process whose descriptors cannot be read may have been forked, at whatever remove, by one
+// of these. A process whose parent died belongs to init, so that init's own children may; any other parent was there to be
+// looked at itself.
+func MayInherit(pid uint32, from []uint32) bool {
+	p, err := Of(pid)
+	if err != nil {
+		return err != unix.ENOENT && err != unix.ESRCH
+	}
+	return p.Parent <= 1 || slices.ContainsFunc(from, func(f uint32) bool { return Descends(p.Parent, f) })
 }
 
 // Command returns the command line of a process with blanks between the arguments, or its short name in brackets where
