@@ -39,7 +39,7 @@ var posixDeviations = map[string]string{
 	"deviation: hard links":          "replacing a file gives its path a new inode; other links keep the old version",
 	"deviation: read while open":     "a reader sees the whole old version until the writer has closed",
 	"deviation: new inode number":    "each version of a file is an inode of its own",
-	"deviation: chown of nothing":    "the kernel's FUSE client does not tell the server of a chown(-1, -1), which clears the setuid bits elsewhere",
+	"deviation: reads by a writer":   "the atime of a version does not move when a writer reads its own staged copy",
 	"deviation: collapse and insert": "the kernel's FUSE client knows no other fallocate modes than to allocate, punch and zero",
 	"deviation: largest offset":      "the kernel's FUSE client allows offsets that the backing filesystem does not",
 }

@@ -45,7 +45,7 @@ func TestClosedFileIsThere(t *testing.T) {
 func TestClosedFileIsThereAmongOthers(t *testing.T) {
 	eachPath(t, func(t *testing.T, flags []string) {
 		m := newMount(t, append(flags, "--durability=none")...)
-		for range 2 {
+		for range 6 {
 			storm := startSteps(t, tempDir(t), `(while :; do /bin/true; (:); done) & step; kill $!; wait || true`)
 			storm.await(t)
 			defer storm.finish(t)
@@ -56,6 +56,18 @@ func TestClosedFileIsThereAmongOthers(t *testing.T) {
 		for _, write := range []string{`echo "version $i"`, `/bin/echo "version $i"`} {
 			sh(t, m.Dir, strings.Replace(closeLoop, "WRITE", write, 1))
 		}
+	})
+}
+
+// TestSameInodeNumberElsewhere: a process that writes has files of another filesystem open
+// which happen to have the inode numbers of those that it replaces.
+func TestSameInodeNumberElsewhere(t *testing.T) {
+	eachPath(t, func(t *testing.T, flags []string) {
+		m := newMountOn(t, makeFS(t, "ext4", 32<<20), append(flags, "--durability=none")...)
+		t.Setenv("OTHER", makeFS(t, "ext4", 32<<20))
+		t.Setenv("BACKING", m.Backing)
+		t.Setenv("COUNT", "1000")
+		sh(t, m.Dir, `for i in {1..200}; do exec {fd}>> "$OTHER/$i"; done`+strings.Replace(closeLoop, "WRITE", `echo "version $i"`, 1))
 	})
 }
 

@@ -18,7 +18,7 @@ const (
 	exitBacking    = 3 // the backing directory cannot be used
 	exitMountpoint = 4 // the mountpoint cannot be used, or is no untorn mount
 	exitNoMount    = 5 // mounting is impossible here
-	exitFormat     = 6 // .untorn has a newer or unknown format
+	exitFormat     = 6 // .untorn has a newer or unknown format, or is not untorn's
 	exitBusy       = 7 // the mount is in use
 )
 

@@ -1,0 +1,555 @@
+package txn
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// mount is an Overlay on a directory of the real filesystem, and the test as a program that uses it.
+//
+// There is no FUSE here: the test is the kernel as well, so descriptors of staged files do not exist. Where it matters who
+// has one, a descriptor of the version stands for it (a staged file shows the inode number of its version), or another
+// process is the caller. The Overlay's own descriptor of a new file is in the test process, and so looks like a holder of
+// it: new files are closed by a child.
+type mount struct {
+	*Overlay
+	t    *testing.T
+	path string
+	me   Caller // the thread of the test
+}
+
+var ways = map[string]Options{
+	"full":              {},
+	"full passthrough":  {Passthrough: true},
+	"ordered":           {Durability: Ordered},
+	"none, passthrough": {Durability: None, Passthrough: true},
+}
+
+// everyWay runs a test under each kind of durability and data path.
+func everyWay(t *testing.T, f func(t *testing.T, m *mount)) {
+	for name, opt := range ways {
+		t.Run(name, func(t *testing.T) { f(t, open(t, opt)) })
+	}
+}
+
+// open starts an Overlay. At the end of the test nothing of it may be left: no descriptor, no temp, no instance.
+func open(t *testing.T, opt Options) *mount {
+	t.Helper()
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	path, dir := backing(t)
+	before := descriptors(t)
+	o, err := Open(context.Background(), dir, opt)
+	must(t, err)
+	t.Cleanup(func() {
+		must(t, o.Close())
+		equal(t, "descriptors left", leaked(t, before), "")
+		stage, err := os.ReadDir(filepath.Join(path, Hidden, stageName))
+		must(t, err)
+		equal(t, "instances left in the stage", len(stage), 0)
+	})
+	return &mount{Overlay: o, t: t, path: path, me: me()}
+}
+
+// me is the calling thread, which must be locked to its goroutine.
+func me() Caller {
+	return Caller{Cred: Cred{uint32(os.Getuid()), uint32(os.Getgid())}, Tid: uint32(unix.Gettid())}
+}
+
+// descriptors lists those of this process, without what the Go runtime keeps for itself.
+func descriptors(t *testing.T) map[string]string {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	list := map[string]string{}
+	for _, e := range all {
+		link, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err == nil && !strings.HasPrefix(link, "anon_inode:[event") {
+			list[e.Name()] = link
+		}
+	}
+	return list
+}
+
+func leaked(t *testing.T, before map[string]string) string {
+	t.Helper()
+	var list []string
+	for fd, link := range descriptors(t) {
+		if before[fd] != link {
+			list = append(list, fd+" "+link)
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
+// child starts a process that does nothing until the test ends, and no longer.
+func child(t *testing.T, files ...*os.File) (Caller, *exec.Cmd) {
+	t.Helper()
+	return start(t, exec.Command("cat"), files...)
+}
+
+func start(t *testing.T, cmd *exec.Cmd, files ...*os.File) (Caller, *exec.Cmd) {
+	t.Helper()
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	cmd.ExtraFiles = files
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		in.Close()
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return Caller{Cred: me().Cred, Tid: uint32(cmd.Process.Pid)}, cmd
+}
+
+// die waits until a process is a zombie, which still shows how it ended.
+func die(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_PID, cmd.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
+		if err != unix.EINTR {
+			must(t, err)
+			return
+		}
+	}
+}
+
+func (m *mount) file(name, content string) { m.t.Helper(); write(m.t, m.at(name), content) }
+func (m *mount) at(name string) string     { return filepath.Join(m.path, name) }
+
+func (m *mount) create(name string, c Caller) *Writer {
+	m.t.Helper()
+	w, joined, err := m.Root().Create(name, unix.O_WRONLY|unix.O_EXCL, 0o644, 0o022, c)
+	must(m.t, err)
+	equal(m.t, "joined", joined, false)
+	return w
+}
+
+func (m *mount) openWrite(name string, flags int, c Caller) *Writer {
+	m.t.Helper()
+	w, err := m.Root().OpenWrite(name, flags, c)
+	must(m.t, err)
+	return w
+}
+
+// put writes through a staged file.
+func put(t *testing.T, w *Writer, off int64, text string) {
+	t.Helper()
+	must(t, w.Staged().Writable(func(fd int) error {
+		_, err := w.st.o.sys.Pwrite(fd, []byte(text), off)
+		return err
+	}))
+}
+
+// finish is close(2) of the only descriptor and the RELEASE after it, whichever of them decides.
+func finish(w *Writer, c Caller) error {
+	if err := w.Flush(c); err != nil {
+		w.Release()
+		return err
+	}
+	w.Release()
+	return w.Staged().failure()
+}
+
+// has checks what the backing shows under a name; "-" is nothing.
+func (m *mount) has(name, want string) {
+	m.t.Helper()
+	equal(m.t, name, content(m.at(name)), want)
+}
+
+func content(path string) string {
+	b, err := os.ReadFile(path)
+	if os.IsNotExist(err) {
+		return "-"
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// salvaged is what is in the salvage: contents, and the records.
+func (m *mount) salvaged() (list []string, records []Record) {
+	m.t.Helper()
+	s, err := OpenSalvage(Linux{}, m.Root().fd)
+	must(m.t, err)
+	defer s.Close()
+	records, err = s.List()
+	must(m.t, err)
+	for _, rec := range records {
+		list = append(list, content(filepath.Join(m.path, Hidden, salvageName, rec.ID)))
+	}
+	return list, records
+}
+
+func (m *mount) stat(name string) (st unix.Stat_t) {
+	m.t.Helper()
+	must(m.t, unix.Lstat(m.at(name), &st))
+	return st
+}
+
+func root(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("only root may")
+	}
+}
+
+func TestNewFileIsPublishedAtItsClose(t *testing.T) {
+	everyWay(t, func(t *testing.T, m *mount) {
+		writer, _ := child(t)
+		w := m.create("f", writer)
+		equal(t, "kind", w.Staged().kind, New)
+		put(t, w, 0, "half, ")
+		m.has("f", "-")
+		put(t, w, 6, "whole")
+		m.has("f", "-")
+		must(t, finish(w, writer))
+		m.has("f", "half, whole")
+		equal(t, "state", w.Staged().State(), Published)
+		equal(t, "staged", len(m.Staged()), 0)
+		equal(t, "mode", m.stat("f").Mode&0o7777, 0o644)
+	})
+}
+
+// TestTruncatedIsPrivate: two who truncate the same path have a version each, and the last to close wins, whole.
+func TestTruncatedIsPrivate(t *testing.T) {
+	everyWay(t, func(t *testing.T, m *mount) {
+		m.file("f", "old version")
+		one, _ := child(t)
+		two, _ := child(t)
+		w1 := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, one)
+		w2 := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, two)
+		if w1.Staged() == w2.Staged() {
+			t.Fatal("they share a file")
+		}
+		put(t, w1, 0, "one")
+		put(t, w2, 0, "twotwo")
+		m.has("f", "old version")
+		must(t, w2.Flush(two))
+		m.has("f", "twotwo")
+		must(t, w1.Flush(one))
+		m.has("f", "one")
+	})
+}
+
+// TestCopyIsShared: appenders of different processes meet in one file, which is published when the last has closed it.
+func TestCopyIsShared(t *testing.T) {
+	everyWay(t, func(t *testing.T, m *mount) {
+		m.file("f", "old ")
+		one, _ := child(t)
+		two, _ := child(t)
+		w1 := m.openWrite("f", unix.O_WRONLY|unix.O_APPEND, one)
+		w2 := m.openWrite("f", unix.O_RDWR, two)
+		if w1.Staged() != w2.Staged() {
+			t.Fatal("they do not share a file")
+		}
+		equal(t, "kind", w1.Staged().kind, Copied)
+		put(t, w1, 4, "one ")
+		put(t, w2, 8, "two")
+		must(t, w1.Flush(one))
+		w1.Release()
+		m.has("f", "old ")
+		must(t, w2.Flush(two))
+		m.has("f", "old one two")
+	})
+}
+
+// TestOwnStagedFileIsJoined: the writing process, and a child of it, that opens the path again means its own file.
+func TestOwnStagedFileIsJoined(t *testing.T) {
+	m := open(t, Options{})
+	m.file("f", "old version")
+	w := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, m.me)
+	put(t, w, 0, "first")
+	son, _ := child(t) // its parent is this process
+	again := m.openWrite("f", unix.O_WRONLY, son)
+	if again.Staged() != w.Staged() {
+		t.Fatal("not its own")
+	}
+	put(t, again, 5, " and second")
+	must(t, again.Flush(son))
+	again.Release()
+	m.has("f", "old version")
+	must(t, w.Flush(m.me))
+	m.has("f", "first and second")
+	_, err := w.Staged().Join(unix.O_WRONLY, m.me)
+	is(t, err, ErrClosed)
+
+	// A second O_TRUNC by the same process empties what it has.
+	w = m.openWrite("f", unix.O_WRONLY, m.me)
+	again = m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, m.me)
+	must(t, again.Flush(m.me))
+	again.Release()
+	must(t, w.Flush(m.me))
+	m.has("f", "")
+}
+
+func TestReservedNameIsJoined(t *testing.T) {
+	m := open(t, Options{})
+	one, _ := child(t)
+	two, _ := child(t)
+	w := m.create("f", one)
+	put(t, w, 0, "one")
+	_, _, err := m.Root().Create("f", unix.O_WRONLY|unix.O_EXCL, 0o644, 0, two)
+	is(t, err, unix.EEXIST)
+
+	w2, joined, err := m.Root().Create("f", unix.O_WRONLY, 0o644, 0, two) // a lockfile, an append
+	must(t, err)
+	if !joined || w2.Staged() != w.Staged() {
+		t.Error("O_CREAT without O_TRUNC does not join")
+	}
+	w3, joined, err := m.Root().Create("f", unix.O_WRONLY|unix.O_TRUNC, 0o644, 0, two)
+	must(t, err)
+	if !joined || w3.Staged() != w.Staged() { // by now it is one of the writers
+		t.Error("the second process is not a writer of it")
+	}
+	three, _ := child(t)
+	w4, joined, err := m.Root().Create("f", unix.O_WRONLY|unix.O_TRUNC, 0o600, 0, three)
+	must(t, err)
+	if !joined || w4.Staged() == w.Staged() {
+		t.Error("O_TRUNC by a stranger is not private")
+	}
+	put(t, w4, 0, "three")
+	must(t, finish(w4, three))
+	m.has("f", "three")
+	for _, o := range []*Writer{w2, w3} {
+		must(t, o.Flush(two))
+		o.Release()
+	}
+	must(t, finish(w, one))
+	m.has("f", "") // truncated by two, and closed last
+	_, _, err = m.Root().Create("f", unix.O_WRONLY, 0o644, 0, two)
+	is(t, err, ErrStale) // to be opened as what it is now
+}
+
+func TestUnmodifiedCopyIsDropped(t *testing.T) {
+	everyWay(t, func(t *testing.T, m *mount) {
+		m.file("f", "old")
+		then := time.Now().Add(-time.Hour)
+		must(t, os.Chtimes(m.at("f"), then, then))
+		before := m.stat("f")
+		for _, flags := range []int{unix.O_WRONLY, unix.O_RDWR, unix.O_WRONLY | unix.O_APPEND} {
+			w := m.openWrite("f", flags, m.me)
+			must(t, w.Flush(m.me))
+			equal(t, "state at the close", w.Staged().State(), Writing)
+			w.Release()
+			m.awaitEnd(w.Staged())
+			equal(t, "state", w.Staged().State(), Dropped)
+		}
+		after := m.stat("f")
+		equal(t, "inode", after.Ino, before.Ino)
+		equal(t, "mtime", after.Mtim, before.Mtim)
+		equal(t, "ctime", after.Ctim, before.Ctim)
+
+		w := m.openWrite("f", unix.O_WRONLY, m.me) // the same bytes are a modification
+		put(t, w, 0, "old")
+		must(t, w.Flush(m.me))
+		if m.stat("f").Ino == before.Ino {
+			t.Error("not replaced")
+		}
+	})
+}
+
+// awaitEnd waits for a publish that waits for a mapping.
+func (m *mount) awaitEnd(st *Staged) {
+	m.t.Helper()
+	select {
+	case <-st.ended:
+	case <-time.After(10 * time.Second):
+		m.t.Fatal("it does not come to its end")
+	}
+}
+
+// TestUntouched: a descriptor that was passed on and closed before anything was written decides nothing; RELEASE does.
+func TestUntouched(t *testing.T) {
+	everyWay(t, func(t *testing.T, m *mount) {
+		m.file("f", "old")
+		w := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, m.me)
+		must(t, w.Flush(m.me))
+		m.has("f", "old")
+		w.Release()
+		m.has("f", "")
+		writer, _ := child(t)
+		w = m.create("new", writer)
+		must(t, w.Flush(writer))
+		m.has("new", "-")
+		w.Release()
+		m.has("new", "")
+	})
+}
+
+func TestCommitAndAbandon(t *testing.T) {
+	everyWay(t, func(t *testing.T, m *mount) {
+		m.file("f", "old version")
+		w := m.openWrite("f", unix.O_WRONLY, m.me)
+		must(t, w.Staged().Truncate(3))
+		must(t, w.Commit())
+		m.has("f", "old")
+
+		w = m.openWrite("f", unix.O_WRONLY, m.me)
+		w.Abandon()
+		m.has("f", "old")
+		equal(t, "staged", len(m.Staged()), 0)
+
+		// With another writer, truncate(2) is one more change of what that one publishes.
+		w = m.openWrite("f", unix.O_WRONLY, m.me)
+		put(t, w, 3, "er")
+		second := m.openWrite("f", unix.O_WRONLY, m.me)
+		must(t, second.Staged().Truncate(4))
+		must(t, second.Commit())
+		m.has("f", "old")
+		must(t, w.Flush(m.me))
+		m.has("f", "olde")
+	})
+}
+
+func TestHolesStay(t *testing.T) {
+	everyWay(t, func(t *testing.T, m *mount) {
+		m.file("f", "")
+		const size = 1 << 30
+		must(t, os.Truncate(m.at("f"), size))
+		f, err := os.OpenFile(m.at("f"), os.O_WRONLY, 0)
+		must(t, err)
+		for _, off := range []int64{0, 100 << 20, size - 4} {
+			_, err = f.WriteAt([]byte("data"), off)
+			must(t, err)
+		}
+		must(t, f.Close())
+		w := m.openWrite("f", unix.O_WRONLY, m.me)
+		put(t, w, 200<<20, "more")
+		must(t, w.Flush(m.me))
+		st := m.stat("f")
+		equal(t, "size", st.Size, size)
+		if st.Blocks*512 > 1<<20 {
+			t.Errorf("it takes %d KiB", st.Blocks/2)
+		}
+		f, err = os.Open(m.at("f"))
+		must(t, err)
+		defer f.Close()
+		var got string
+		for _, off := range []int64{0, 100 << 20, 200 << 20, size - 4} {
+			buf := make([]byte, 4)
+			_, err = f.ReadAt(buf, off)
+			must(t, err)
+			got += string(buf) + " "
+		}
+		equal(t, "bytes", got, "data data more data ")
+	})
+}
+
+func TestShownInode(t *testing.T) {
+	m := open(t, Options{})
+	m.file("f", "old")
+	w := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, m.me)
+	var st unix.Statx_t
+	must(t, w.Staged().Stat(&st))
+	equal(t, "inode number while staged", st.Ino, m.stat("f").Ino)
+	equal(t, "base", w.Staged().Base().Ino, m.stat("f").Ino)
+	put(t, w, 0, "x")
+	must(t, w.Flush(m.me))
+	equal(t, "inode number of the version", m.stat("f").Ino, w.Staged().Ident().Ino)
+	_, err := w.Staged().Hold()
+	is(t, err, ErrClosed)
+}
+
+func TestWhatCannotBeStaged(t *testing.T) {
+	m := open(t, Options{})
+	must(t, os.Mkdir(m.at("d"), 0o755))
+	must(t, os.Symlink("f", m.at("link")))
+	must(t, unix.Mkfifo(m.at("fifo"), 0o600))
+	for _, name := range []string{"missing", "d", "link", "fifo"} {
+		for _, flags := range []int{unix.O_WRONLY, unix.O_RDWR, unix.O_WRONLY | unix.O_TRUNC} {
+			_, err := m.Root().OpenWrite(name, flags, m.me)
+			is(t, err, ErrStale)
+		}
+	}
+	equal(t, "staged", len(m.Staged()), 0)
+	if m.Root().HasStaged("missing") {
+		t.Error("the name stays taken")
+	}
+}
+
+func TestImmutableAndAppendOnly(t *testing.T) {
+	root(t)
+	m := open(t, Options{})
+	m.file("f", "old")
+	for flag, cases := range map[string]map[int]error{
+		"i": {unix.O_WRONLY: unix.EPERM, unix.O_WRONLY | unix.O_TRUNC: unix.EPERM, unix.O_WRONLY | unix.O_APPEND: unix.EPERM},
+		"a": {
+			unix.O_WRONLY: unix.EPERM, unix.O_WRONLY | unix.O_APPEND | unix.O_TRUNC: unix.EPERM,
+			unix.O_WRONLY | unix.O_APPEND: ErrInPlace, unix.O_RDWR | unix.O_APPEND: ErrInPlace,
+		},
+	} {
+		if out, err := exec.Command("chattr", "+"+flag, m.at("f")).CombinedOutput(); err != nil {
+			t.Skipf("chattr: %v: %s", err, out)
+		}
+		defer exec.Command("chattr", "-"+flag, m.at("f")).Run()
+		for flags, want := range cases {
+			_, err := m.Root().OpenWrite("f", flags, m.me)
+			is(t, err, want)
+		}
+		must(t, exec.Command("chattr", "-"+flag, m.at("f")).Run())
+	}
+	m.has("f", "old")
+}
+
+// TestManyAtOnce: every writer gets what it wrote, and no temp is confused with another's.
+func TestManyAtOnce(t *testing.T) {
+	m := open(t, Options{Durability: None})
+	var done []chan error
+	for i := range 16 {
+		c := make(chan error, 1)
+		done = append(done, c)
+		go func() {
+			for j := range 50 {
+				name := "f" + strconv.Itoa(i)
+				if j == 0 {
+					name = "shared"
+				}
+				w, _, err := m.Root().Create(name, unix.O_WRONLY|unix.O_TRUNC, 0o644, 0, Caller{})
+				if err != nil {
+					w, err = m.Root().OpenWrite(name, unix.O_WRONLY|unix.O_TRUNC, Caller{})
+				}
+				if err == nil {
+					err = w.Staged().Writable(func(fd int) error {
+						_, err := unix.Pwrite(fd, []byte(name), 0)
+						return err
+					})
+					w.Release()
+				}
+				if err != nil && err != ErrStale {
+					c <- fmt.Errorf("%s: %w", name, err)
+					return
+				}
+			}
+			c <- nil
+		}()
+	}
+	for _, c := range done {
+		must(t, <-c)
+	}
+	m.has("shared", "shared")
+	for i := range done {
+		m.has("f"+strconv.Itoa(i), "f"+strconv.Itoa(i))
+	}
+	all, err := os.ReadDir(m.path)
+	must(t, err)
+	names := []string{}
+	for _, e := range all {
+		names = append(names, e.Name())
+	}
+	slices.Sort(names)
+	equal(t, "names", len(names), len(done)+2)
+}
