@@ -131,6 +131,9 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 		return f.answer(&in.InHeader, err)
 	}
 	f.fillAttr(&out.Attr, &st)
+	if n == f.nodes.root && st.Nlink > 2 && !f.o.ReadOnly() {
+		out.Nlink-- // .untorn does not count (btrfs counts no directories: always 1)
+	}
 	out.SetTimeout(f.attrTimeout(n))
 	return fuse.OK
 }
@@ -216,6 +219,15 @@ func (f *FS) setAttr(n *node, fd int, in *fuse.SetAttrIn) error {
 	// Nothing to change at all is chown(-1, -1), which still clears setuid.
 	const any = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_SIZE | fuse.FATTR_ATIME | fuse.FATTR_MTIME |
 		fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
+	if in.Valid&any == 0 && in.Uid != 0 {
+		var st unix.Statx_t
+		if err := sys.Stat(fd, "", &st); err != nil {
+			return err
+		}
+		if st.Uid != in.Uid {
+			return unix.EPERM
+		}
+	}
 	if chuid || chgid || in.Valid&any == 0 {
 		u, g := -1, -1
 		if chuid {

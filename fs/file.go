@@ -180,7 +180,11 @@ func (f *FS) discard(n *node, fl *file) {
 		if fl.w != nil {
 			// Publishing takes locks that come before ours, see doc.go.
 			n.mu.Unlock()
+			before := fl.st.State()
 			fl.w.Release()
+			if before != txn.Published {
+				f.published(fl)
+			}
 			n.mu.Lock()
 		}
 		fl.st.Unhold()
@@ -216,7 +220,20 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if fl == nil || fl.w == nil {
 		return fuse.OK
 	}
-	return status(fl.w.Flush(f.caller(&in.InHeader)))
+	err := fl.w.Flush(f.caller(&in.InHeader))
+	f.published(fl)
+	return status(err)
+}
+
+// published tells the kernel that the times of a directory have changed, if a file was published in it.
+func (f *FS) published(fl *file) {
+	if fl.st.State() != txn.Published {
+		return
+	}
+	if parent, _ := f.nodes.at(fl.n); parent != nil {
+		const onlyAttributes = -1 // fuse_reverse_inval_inode: a negative offset leaves the pages alone
+		f.server.InodeNotify(parent.id, onlyAttributes, 0)
+	}
 }
 
 // Fsync implements fuse.RawFileSystem.
@@ -308,7 +325,7 @@ func (fl *file) truncate(size int64, c txn.Cred) error {
 func (f *FS) truncatePath(n *node, size int64, c txn.Caller) error {
 	t := thread{tid: c.Tid, uid: c.Uid, gid: c.Gid}.key()
 	rd := f.redirects.take(t)
-	if rd != nil && rd.m == n {
+	if rd != nil && !rd.lazy() && rd.m == n {
 		defer f.nodes.unref(n)
 		err := rd.w.Staged().Truncate(size)
 		if cerr := rd.w.Commit(); err == nil {
@@ -326,8 +343,8 @@ func (f *FS) truncatePath(n *node, size int64, c txn.Caller) error {
 		return err
 	}
 	w, err := (*txn.Writer)(nil), error(txn.ErrInPlace)
-	if !d.Direct(name) {
-		w, err = d.OpenWrite(name, unix.O_WRONLY, c)
+	if !d.InPlace(name) {
+		w, err = d.OpenWrite(name, n.ident, unix.O_WRONLY, c)
 	}
 	if err == txn.ErrInPlace {
 		fd, err := f.openVersion(n, unix.O_WRONLY)
@@ -337,10 +354,14 @@ func (f *FS) truncatePath(n *node, size int64, c txn.Caller) error {
 		defer f.o.Sys().Close(fd)
 		return f.o.Sys().Truncate(fd, size)
 	}
+	if err == txn.ErrStale {
+		f.redirects.put(t, &redirect{n: n, flags: unix.O_WRONLY})
+		return err
+	}
 	if err != nil {
 		return err
 	}
-	f.redirects.put(t, n, f.nodes.ofStaged(w.Staged(), parent, name), w)
+	f.redirects.put(t, &redirect{n: n, m: f.nodes.ofStaged(w.Staged(), parent, name), w: w, flags: unix.O_WRONLY})
 	f.server.EntryNotify(parent.id, name)
 	return txn.ErrStale
 }

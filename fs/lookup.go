@@ -48,8 +48,25 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 		f.nodes.moved(m.ident, parent, name)
 		return f.answerStaged(m, out)
 	}
+	if rd := f.redirects.waiting(f.thread(in)); rd != nil && n.fmt == unix.S_IFREG {
+		return f.stageLate(rd, n, parent, d, name, f.caller(in), out)
+	}
 	f.answerVersion(n, &e, out)
 	return fuse.OK
+}
+
+// stageLate stages a file at the lookup, for an open that did not know its name, and answers with it. n, whose lookup has
+// been counted, is what the name leads to.
+func (f *FS) stageLate(rd *redirect, n, parent *node, d *txn.Dir, name string, c txn.Caller, out *fuse.EntryOut) fuse.Status {
+	f.nodes.forget(n.id, 1)
+	w, err := d.OpenWrite(name, txn.Ident{}, rd.flags, c)
+	if err != nil {
+		f.failed("open for write", d, name, err)
+		return status(err)
+	}
+	m := f.nodes.ofStaged(w.Staged(), parent, name)
+	f.redirects.put(thread{tid: c.Tid, uid: c.Uid, gid: c.Gid}.key(), &redirect{n: rd.n, m: m, w: w, flags: rd.flags})
+	return f.answerStaged(m, out)
 }
 
 // answerVersion fills the answer for a version, whose lookup has been counted. While something is staged for its name,

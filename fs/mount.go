@@ -131,6 +131,10 @@ func Mount(ctx context.Context, backing int, mountpoint string, topt txn.Options
 		server.Unmount()
 		return nil, fmt.Errorf("waiting for the mount: %w", err)
 	}
+	var st unix.Stat_t
+	if err := unix.Stat(mountpoint, &st); err == nil { // answered by the goroutines of the server
+		o.Mounted(st.Dev)
+	}
 	return m, nil
 }
 

@@ -22,7 +22,12 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	}
 	t := f.thread(&in.InHeader)
 	rd := f.redirects.take(t)
-	if rd != nil && (rd.m == n || rd.n == n) && writes(in.Flags) {
+	if rd != nil && rd.lazy() && rd.n == n {
+		// No lookup came in between, and the version has no name that we know: it was opened through /proc/self/fd after it
+		// was replaced.
+		return status(errEscape)
+	}
+	if rd != nil && !rd.lazy() && (rd.m == n || rd.n == n) && writes(in.Flags) {
 		defer f.nodes.unref(rd.m)
 		if rd.m == n {
 			return f.openWriter(n, rd.w, in.Flags, out)
@@ -99,12 +104,17 @@ func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fu
 	if err != nil {
 		return status(err)
 	}
-	if d.Direct(name) {
+	if d.InPlace(name) || (n.staged != nil && n.staged.State() == txn.InPlace) {
 		return f.openInPlace(n, in, out)
 	}
-	w, err := d.OpenWrite(name, int(in.Flags), c)
+	w, err := d.OpenWrite(name, n.ident, int(in.Flags), c)
 	if errors.Is(err, txn.ErrInPlace) {
 		return f.openInPlace(n, in, out)
+	}
+	if errors.Is(err, txn.ErrStale) {
+		f.redirects.put(f.thread(&in.InHeader), &redirect{n: n, flags: int(in.Flags)})
+		f.server.EntryNotify(parent.id, name)
+		return fuse.Status(unix.ESTALE)
 	}
 	if err != nil {
 		f.failed("open for write", d, name, err)
@@ -115,7 +125,7 @@ func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fu
 		defer f.nodes.unref(m)
 		return f.openWriter(m, w, in.Flags, out)
 	}
-	f.redirects.put(f.thread(&in.InHeader), n, m, w)
+	f.redirects.put(f.thread(&in.InHeader), &redirect{n: n, m: m, w: w, flags: int(in.Flags)})
 	// Saves the kernel one of two lookups. The caller is not inside a change of the directory now, so nothing that we
 	// wait for waits for us.
 	f.server.EntryNotify(parent.id, name)
@@ -195,7 +205,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 	if joined {
 		// The kernel took the name for free and checked no right to the file. A repeated lookup finds it, and makes the
 		// kernel check.
-		f.redirects.put(f.thread(&in.InHeader), nil, m, w)
+		f.redirects.put(f.thread(&in.InHeader), &redirect{m: m, w: w, flags: int(in.Flags)})
 		return fuse.Status(unix.ESTALE)
 	}
 	defer f.nodes.unref(m)

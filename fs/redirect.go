@@ -19,8 +19,13 @@ type redirect struct {
 	n     *node // the version that was opened; nil for a reserved name
 	m     *node // the staged file
 	w     *txn.Writer
+	flags int // of the open
 	begun time.Time
 }
+
+// A redirect without m and w is one of a version that is no more where it was found last: it may have another name (a hard
+// link), which only the lookup tells. The file is staged then.
+func (rd *redirect) lazy() bool { return rd.w == nil }
 
 // redirects are those on their way: usually none, for some tens of microseconds one.
 type redirects struct {
@@ -33,10 +38,11 @@ type redirects struct {
 // patience is how long a redirect may take. A thread that was killed between ESTALE and the lookup never comes back.
 const patience = time.Second
 
-func (r *redirects) put(t thread, n, m *node, w *txn.Writer) {
+func (r *redirects) put(t thread, rd *redirect) {
 	r.mu.Lock()
 	old := r.byThread[t]
-	r.byThread[t] = &redirect{n: n, m: m, w: w, begun: time.Now()}
+	rd.begun = time.Now()
+	r.byThread[t] = rd
 	if !r.sweeping {
 		r.sweeping = true
 		time.AfterFunc(patience, r.sweep)
@@ -60,7 +66,7 @@ func (r *redirects) take(t thread) *redirect {
 // leads returns the staged node that a lookup of a name by a redirected thread is to be answered with.
 func (r *redirects) leads(t thread, d *txn.Dir, name string) *node {
 	rd := r.find(t)
-	if rd == nil {
+	if rd == nil || rd.lazy() {
 		return nil
 	}
 	if at, as, ok := rd.w.Staged().Place(); ok && at == d && as == name {
@@ -73,11 +79,19 @@ func (r *redirects) leads(t thread, d *txn.Dir, name string) *node {
 // the caller meant.
 func (r *redirects) from(t thread, n *node, d *txn.Dir, name string) *node {
 	rd := r.find(t)
-	if rd == nil || rd.n != n {
+	if rd == nil || rd.lazy() || rd.n != n {
 		return nil
 	}
 	d.Rebind(rd.w.Staged(), name)
 	return rd.m
+}
+
+// waiting returns the redirect of a thread whose file has yet to be staged.
+func (r *redirects) waiting(t thread) *redirect {
+	if rd := r.find(t); rd != nil && rd.lazy() {
+		return rd
+	}
+	return nil
 }
 
 func (r *redirects) find(t thread) *redirect {
@@ -91,7 +105,7 @@ func (r *redirects) find(t thread) *redirect {
 
 // drop gives up a redirect.
 func (r *redirects) drop(rd *redirect) {
-	if rd == nil {
+	if rd == nil || rd.lazy() {
 		return
 	}
 	rd.w.Abandon()

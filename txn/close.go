@@ -48,10 +48,17 @@ func (w *Writer) Flush(c Caller) error {
 	}
 	poison := st.poison
 	st.mu.Unlock()
-	if have == none && st.Modified() && st.retire(joins) {
+	if have == none && (st.Modified() || st.mine(c, end)) && st.retire(joins) {
 		return st.finish(end)
 	}
 	return poison
+}
+
+// mine reports whether an untouched file can be published at a close that looks like the last. It may have been passed on
+// to an older process to be filled; but only over a socket, and the caller has none. (An untouched copy waits in any case:
+// if it is dropped too early, what the other one writes is lost.)
+func (st *Staged) mine(c Caller, end proc.End) bool {
+	return st.kind != Copied && !end.Known() && proc.HasSockets(c.Tid) == proc.No
 }
 
 func (st *Staged) failure() error {
@@ -67,7 +74,7 @@ func (st *Staged) inspect(c Caller) (proc.End, holders) {
 		return proc.End{}, perhaps
 	}
 	var end proc.End
-	f := proc.File{Ino: st.shownIno(), Writing: true}
+	f := st.inProc()
 	switch n := proc.Descriptors(c.Tid); {
 	case n < 0:
 		return end, perhaps
@@ -98,8 +105,11 @@ func (st *Staged) inspect(c Caller) (proc.End, holders) {
 		return end, some
 	}
 	if rdwr && !end.Known() {
-		if a := proc.Maps(c.Tid, st.shownIno(), st.id.Ino); a != proc.No {
+		a := proc.Maps(c.Tid, st.shownIno(), st.id.Ino)
+		if a == proc.Yes {
 			st.mapped(c.Tid)
+		}
+		if a != proc.No {
 			return end, answer(a)
 		}
 	}
@@ -116,8 +126,8 @@ func answer(a proc.Answer) holders {
 	return perhaps
 }
 
-// forkBound is how many processes younger than the open are looked at before it is left to RELEASE.
-const forkBound = 256
+// forkBound is how many living processes younger than the open are looked at before it is left to RELEASE.
+const forkBound = 512
 
 // inspectOthers looks at the processes that opened the file, and at all that were forked since: nobody else can have
 // inherited it. (A descriptor sent over a socket to an older process is the exception, see doc.go.)
@@ -141,14 +151,15 @@ func (st *Staged) inspectOthers(openers, family []uint32, c Caller, f proc.File,
 	if newest == st.fork {
 		return none
 	}
-	limit := proc.MaxPid()
-	n := (newest + limit - st.fork) % limit
-	if st.fork == 0 || newest == 0 || n > forkBound {
+	if st.fork == 0 || newest == 0 {
 		return perhaps
 	}
-	for i := uint32(1); i <= n; i++ {
-		pid := (st.fork + i) % limit
-		if pid == 0 || pid == c.Tid {
+	since, err := proc.Since(st.fork, newest)
+	if err != nil || len(since) > forkBound {
+		return perhaps
+	}
+	for _, pid := range since {
+		if pid == c.Tid {
 			continue
 		}
 		h := look(pid)
@@ -250,7 +261,6 @@ func (st *Staged) dismiss(w *Writer) {
 // last ends the staged file after its last writer was released, at once or when nobody has it mapped any more.
 func (st *Staged) last(w *Writer) {
 	st.mu.Lock()
-	mapper := st.mapper
 	wait := w.rdwr && st.o.opt.Passthrough
 	end := w.end
 	st.mu.Unlock()
@@ -259,15 +269,12 @@ func (st *Staged) last(w *Writer) {
 		go func() {
 			defer st.o.pending.Done()
 			if st.awaitUnused() {
-				st.endUnseen(st.endOfMapper())
+				st.endUnseen(st.endOfMapper(end))
 			}
 		}()
 		return
 	}
-	if mapper >= 0 {
-		end = st.endOfMapper()
-	}
-	st.endUnseen(end)
+	st.endUnseen(st.endOfMapper(end))
 }
 
 // endUnseen ends a staged file when nobody waits for the outcome.
@@ -321,12 +328,13 @@ func (st *Staged) awaitUnused() bool {
 // errUnknownEnd is the reason for salvage when a mapping went away and nobody can tell how its process ended.
 var errUnknownEnd = errors.New("its writer kept it mapped, and how that process ended is not known")
 
-// endOfMapper tells how the process ended that kept the file mapped. If it lives, it unmapped the file in good order.
-func (st *Staged) endOfMapper() proc.End {
+// endOfMapper tells how the process ended that kept the file mapped. If it lives, it unmapped the file in good order. If
+// there was none, the one that closed it last decides.
+func (st *Staged) endOfMapper(last proc.End) proc.End {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.mapper < 0 {
-		return proc.End{}
+		return last
 	}
 	defer func() { unix.Close(st.mapper); st.mapper = -1 }()
 	if proc.Alive(st.mapper) {

@@ -64,10 +64,23 @@ func (d *Dir) Companion(name string, c Caller) (bool, error) {
 		}
 		return true, nil
 	}
-	fd, err := d.o.sys.Open(d.fd, owner, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	return d.holdsDatabase(owner), nil
+}
+
+// InPlace tells whether an existing file is to be opened in place: by the rules, or because it belongs to a database.
+func (d *Dir) InPlace(name string) bool {
+	if d.Direct(name) {
+		return true
+	}
+	owner, ok := companionOf(name)
+	return ok && d.o.Rules().Databases() && d.holdsDatabase(owner)
+}
+
+func (d *Dir) holdsDatabase(name string) bool {
+	fd, err := d.o.sys.Open(d.fd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return false, nil
+		return false
 	}
 	defer d.o.sys.Close(fd)
-	return isDatabase(d.o.sys, fd), nil
+	return isDatabase(d.o.sys, fd)
 }

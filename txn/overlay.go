@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,7 @@ type Overlay struct {
 	newest proc.Newest
 	root   *Dir
 	ro     bool
+	mount  atomic.Uint64 // device number of the mount, 0 while it is not known
 
 	mu      sync.Mutex
 	dirs    map[Ident]*Dir      // GUARDED_BY(mu)
@@ -228,6 +230,9 @@ type Caller struct {
 // undecidedWait is how long others wait for a staged file whose last close cannot be told from an earlier one: the
 // RELEASE that decides arrives within tens of microseconds if it was the last.
 const undecidedWait = 10 * time.Millisecond
+
+// Mounted tells which device the overlay is seen as, to recognise descriptors of it in /proc.
+func (o *Overlay) Mounted(dev uint64) { o.mount.Store(dev) }
 
 // NoPassthrough takes back Options.Passthrough, before anything is staged.
 func (o *Overlay) NoPassthrough() { o.opt.Passthrough = false }

@@ -31,7 +31,13 @@ func (st *Staged) probe(c Caller) {
 	}
 	defer st.Unhold()
 	var s unix.Statx_t
-	if st.o.sys.Stat(fd, "", &s) != nil || s.Size == 0 {
+	if st.o.sys.Stat(fd, "", &s) != nil {
+		return
+	}
+	st.mu.Lock()
+	tried := s.Size > 0 || bare(s.Mtime) != st.clean.mtime // a write that fails touches the file all the same
+	st.mu.Unlock()
+	if !tried {
 		return
 	}
 	if limit, ok := proc.FileSizeLimit(c.Tid); ok && s.Size >= limit {

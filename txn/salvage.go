@@ -120,10 +120,14 @@ func (s *Store) keep(temp string, rec Record) (id string, err error) {
 	if full(err) && s.room() > 0 {
 		rec, err = s.shelf().put(s.fd, temp, s.fd, rec)
 	}
+	if full(err) && s.reserve.spend(s.o.sys) {
+		rec, err = s.shelf().put(s.fd, temp, s.fd, rec)
+	}
 	if err != nil {
 		return "", fmt.Errorf("salvaging %q: %w", rec.Path, err)
 	}
 	s.sweep(s.o.opt.Limits)
+	s.reserve.fill(s)
 	return rec.ID, nil
 }
 

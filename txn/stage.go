@@ -51,8 +51,9 @@ func (d *Dir) openReserved(name string, flags int, c Caller) (*Writer, error) {
 	for _, st := range d.stagedAt(name) {
 		<-st.ready
 		own := st.Belongs(c)
-		if flags&unix.O_TRUNC != 0 && !own {
-			continue
+		var s unix.Statx_t
+		if flags&unix.O_TRUNC != 0 && !own && (st.Stat(&s) != nil || s.Size > 0) {
+			continue // an empty one is joined, see OpenWrite
 		}
 		if !own {
 			flags &^= unix.O_TRUNC
@@ -84,16 +85,32 @@ func (d *Dir) openReserved(name string, flags int, c Caller) (*Writer, error) {
 
 // OpenWrite stages an existing version for writing, or joins what is staged for its name already, as doc.go says.
 //
-// It starts from what the name leads to now, which need not be what a lookup found a moment ago; Base tells. ErrStale:
-// the name leads to no regular file. ErrInPlace. unix.EPERM: the file is immutable. ErrOwner. Other errors are those of
-// making and filling the temp; nothing is left behind then.
-func (d *Dir) OpenWrite(name string, flags int, c Caller) (*Writer, error) {
+// want is the version that the caller means, or zero for whatever the name leads to. ErrStale: the name leads elsewhere, or
+// to no regular file. ErrInPlace. unix.EPERM: the file is immutable. ErrOwner. Other errors are those of making and filling
+// the temp; nothing is left behind then.
+func (d *Dir) OpenWrite(name string, want Ident, flags int, c Caller) (*Writer, error) {
+	var s unix.Statx_t
+	if err := d.o.sys.Stat(d.fd, name, &s); err == unix.ENOENT || (want != Ident{} && IdentOf(&s) != want) {
+		return nil, ErrStale
+	} else if err != nil {
+		return nil, err
+	}
 	for _, st := range d.stagedAt(name) {
 		<-st.ready
 		if st.Belongs(c) {
 			if w, err := st.join(flags, c); err != ErrClosed {
 				return w, err
 			}
+		}
+	}
+	if flags&unix.O_TRUNC != 0 && s.Size == 0 && d.emptyShared(name) {
+		// Nothing is truncated, so nothing need be private: lock files are opened like this (flock(1): 9> lock), and those
+		// who lock must meet on one inode.
+		if w, err := d.openShared(name, flags&^unix.O_TRUNC, c); err == nil {
+			w.st.Touch()
+			return w, nil
+		} else if err != ErrInPlace {
+			return nil, err
 		}
 	}
 	if flags&unix.O_TRUNC != 0 {
@@ -103,6 +120,24 @@ func (d *Dir) OpenWrite(name string, flags int, c Caller) (*Writer, error) {
 		d.mu.Unlock()
 		return d.fill(st, name, flags, c)
 	}
+	return d.openShared(name, flags, c)
+}
+
+// emptyShared reports whether what further opens would join is empty, or not there.
+func (d *Dir) emptyShared(name string) bool {
+	d.mu.Lock()
+	st := d.shared(name)
+	d.mu.Unlock()
+	if st == nil {
+		return true
+	}
+	<-st.ready
+	var s unix.Statx_t
+	return st.Stat(&s) == nil && s.Size == 0
+}
+
+// openShared joins the shared staged file of a name, or makes it.
+func (d *Dir) openShared(name string, flags int, c Caller) (*Writer, error) {
 	for {
 		d.mu.Lock()
 		shared := d.shared(name)
@@ -149,6 +184,11 @@ func (st *Staged) prepare(d *Dir, flags int, c Caller, do func() error) (*Writer
 		st.temp = store.next()
 		err = do()
 	}
+	if full(err) && store.room() > 0 { // the salvage gives way
+		st.unmakeTemp()
+		st.temp = store.next()
+		err = do()
+	}
 	if err == nil && st.o.opt.Passthrough {
 		err = st.demote()
 	}
@@ -171,11 +211,18 @@ func (st *Staged) prepare(d *Dir, flags int, c Caller, do func() error) (*Writer
 	return w, nil
 }
 
-// fail ends a staged file that could not be prepared.
-func (st *Staged) fail() {
+// unmakeTemp takes back what a failed attempt to make the temp left.
+func (st *Staged) unmakeTemp() {
 	if st.fd >= 0 {
 		st.o.sys.Unlink(st.store.fd, st.temp)
+		st.o.sys.Close(st.fd)
+		st.fd = -1
 	}
+}
+
+// fail ends a staged file that could not be prepared.
+func (st *Staged) fail() {
+	st.unmakeTemp()
 	st.withdraw()
 	st.mu.Lock()
 	st.to(Dropped)

@@ -155,12 +155,31 @@ func put(t *testing.T, w *Writer, off int64, text string) {
 
 // finish is close(2) of the only descriptor and the RELEASE after it, whichever of them decides.
 func finish(w *Writer, c Caller) error {
-	if err := w.Flush(c); err != nil {
-		w.Release()
+	err := w.Flush(c)
+	w.Release()
+	if err != nil {
 		return err
 	}
-	w.Release()
 	return w.Staged().failure()
+}
+
+// closeLast is a close(2) that must find out itself that it is the last.
+func closeLast(t *testing.T, w *Writer, c Caller) error {
+	t.Helper()
+	err := w.Flush(c)
+	if s := w.Staged().State(); !s.Ended() {
+		t.Errorf("the last close leaves it %v", s)
+	}
+	w.Release()
+	return err
+}
+
+// closeEarly is a close(2) after which others still write.
+func closeEarly(t *testing.T, w *Writer, c Caller) {
+	t.Helper()
+	must(t, w.Flush(c))
+	w.Release()
+	equal(t, "state", w.Staged().State(), Writing)
 }
 
 // has checks what the backing shows under a name; "-" is nothing.
@@ -238,9 +257,9 @@ func TestTruncatedIsPrivate(t *testing.T) {
 		put(t, w1, 0, "one")
 		put(t, w2, 0, "twotwo")
 		m.has("f", "old version")
-		must(t, w2.Flush(two))
+		must(t, closeLast(t, w2, two))
 		m.has("f", "twotwo")
-		must(t, w1.Flush(one))
+		must(t, closeLast(t, w1, one))
 		m.has("f", "one")
 	})
 }
@@ -259,10 +278,9 @@ func TestCopyIsShared(t *testing.T) {
 		equal(t, "kind", w1.Staged().kind, Copied)
 		put(t, w1, 4, "one ")
 		put(t, w2, 8, "two")
-		must(t, w1.Flush(one))
-		w1.Release()
+		closeEarly(t, w1, one)
 		m.has("f", "old ")
-		must(t, w2.Flush(two))
+		must(t, closeLast(t, w2, two))
 		m.has("f", "old one two")
 	})
 }
@@ -279,10 +297,9 @@ func TestOwnStagedFileIsJoined(t *testing.T) {
 		t.Fatal("not its own")
 	}
 	put(t, again, 5, " and second")
-	must(t, again.Flush(son))
-	again.Release()
+	closeEarly(t, again, son)
 	m.has("f", "old version")
-	must(t, w.Flush(m.me))
+	must(t, closeLast(t, w, m.me))
 	m.has("f", "first and second")
 	_, err := w.Staged().Join(unix.O_WRONLY, m.me)
 	is(t, err, ErrClosed)
@@ -290,9 +307,8 @@ func TestOwnStagedFileIsJoined(t *testing.T) {
 	// A second O_TRUNC by the same process empties what it has.
 	w = m.openWrite("f", unix.O_WRONLY, m.me)
 	again = m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, m.me)
-	must(t, again.Flush(m.me))
-	again.Release()
-	must(t, w.Flush(m.me))
+	closeEarly(t, again, m.me)
+	must(t, closeLast(t, w, m.me))
 	m.has("f", "")
 }
 
@@ -325,8 +341,7 @@ func TestReservedNameIsJoined(t *testing.T) {
 	must(t, finish(w4, three))
 	m.has("f", "three")
 	for _, o := range []*Writer{w2, w3} {
-		must(t, o.Flush(two))
-		o.Release()
+		closeEarly(t, o, two)
 	}
 	must(t, finish(w, one))
 	m.has("f", "") // truncated by two, and closed last
@@ -355,7 +370,7 @@ func TestUnmodifiedCopyIsDropped(t *testing.T) {
 
 		w := m.openWrite("f", unix.O_WRONLY, m.me) // the same bytes are a modification
 		put(t, w, 0, "old")
-		must(t, w.Flush(m.me))
+		must(t, closeLast(t, w, m.me))
 		if m.stat("f").Ino == before.Ino {
 			t.Error("not replaced")
 		}
@@ -410,7 +425,7 @@ func TestCommitAndAbandon(t *testing.T) {
 		must(t, second.Staged().Truncate(4))
 		must(t, second.Commit())
 		m.has("f", "old")
-		must(t, w.Flush(m.me))
+		must(t, closeLast(t, w, m.me))
 		m.has("f", "olde")
 	})
 }
@@ -429,7 +444,7 @@ func TestHolesStay(t *testing.T) {
 		must(t, f.Close())
 		w := m.openWrite("f", unix.O_WRONLY, m.me)
 		put(t, w, 200<<20, "more")
-		must(t, w.Flush(m.me))
+		must(t, closeLast(t, w, m.me))
 		st := m.stat("f")
 		equal(t, "size", st.Size, size)
 		if st.Blocks*512 > 1<<20 {
@@ -458,7 +473,7 @@ func TestShownInode(t *testing.T) {
 	equal(t, "inode number while staged", st.Ino, m.stat("f").Ino)
 	equal(t, "base", w.Staged().Base().Ino, m.stat("f").Ino)
 	put(t, w, 0, "x")
-	must(t, w.Flush(m.me))
+	must(t, closeLast(t, w, m.me))
 	equal(t, "inode number of the version", m.stat("f").Ino, w.Staged().Ident().Ino)
 	_, err := w.Staged().Hold()
 	is(t, err, ErrClosed)

@@ -31,6 +31,7 @@ type Staged struct {
 	shown atomic.Uint64 // the inode number of the version that it stands for, 0 if there is none
 	over  Ident         // publish only in place of this version, if it is not zero
 
+	backMu sync.Mutex // one TakeBack at a time; before all other locks
 	mu     sync.Mutex
 	ended  chan struct{} // GUARDED_BY(mu); closed when state.Ended()
 	stood  place         // GUARDED_BY(mu); where it was published, while somebody has it open yet; holds the directory
@@ -108,6 +109,11 @@ func (st *Staged) shownIno() uint64 {
 	return st.id.Ino
 }
 
+// inProc is how its descriptors look in /proc.
+func (st *Staged) inProc() proc.File {
+	return proc.File{Ino: st.shownIno(), Dev: st.o.mount.Load(), Writing: true}
+}
+
 // Stat is fstat of the staged file, with the inode number of the version until it is one itself.
 func (st *Staged) Stat(out *unix.Statx_t) error {
 	fd, err := st.Hold()
@@ -183,7 +189,7 @@ func (st *Staged) Belongs(c Caller) bool {
 			return true
 		}
 	}
-	return proc.Holds(c.Tid, proc.File{Ino: st.shownIno(), Writing: true}) == proc.Yes
+	return proc.Holds(c.Tid, st.inProc()) == proc.Yes
 }
 
 // done is closed when the staged file has come to its end.

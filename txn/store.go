@@ -46,7 +46,8 @@ type Store struct {
 	noClone   atomic.Bool // ... no reflinks
 	noLease   atomic.Bool // ... no leases
 
-	keepMu sync.Mutex // serialises changes of the salvage by this daemon
+	reserve reserve
+	keepMu  sync.Mutex // serialises changes of the salvage by this daemon
 }
 
 // store returns the Store of the filesystem that d lies on, made at first use at the topmost directory of that filesystem
@@ -68,7 +69,7 @@ func (o *Overlay) store(d *Dir) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{o: o, base: base, made: made, fd: -1, salvage: -1, origins: -1, quota: hasQuota(d.key.mount)}
+	s := &Store{o: o, base: base, made: made, reserve: reserve{fd: -1}, fd: -1, salvage: -1, origins: -1, quota: hasQuota(d.key.mount)}
 	if err := s.open(); err != nil {
 		s.close()
 		return nil, err
@@ -275,7 +276,11 @@ func (s *Store) open() error {
 		return err
 	}
 	defer sys.Close(stage)
-	return s.enter(stage)
+	if err := s.enter(stage); err != nil {
+		return err
+	}
+	s.reserve.fill(s)
+	return nil
 }
 
 // enter makes and locks stage/INSTANCE. A recovery by another process may remove the directory between the two steps;
@@ -315,6 +320,7 @@ func (s *Store) enter(stage int) error {
 // close removes the instance if it is empty, which it is unless something could not be salvaged.
 func (s *Store) close() error {
 	sys := s.o.sys
+	s.reserve.spend(sys)
 	if s.fd >= 0 && s.origins >= 0 {
 		if left, err := names(sys, s.fd); err == nil && len(left) == 1 && left[0] == originsName {
 			sys.Unlink(s.fd, originsName)

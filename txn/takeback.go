@@ -53,6 +53,8 @@ func (o *Overlay) lookAgain() {
 // TakeBack stages a file again that was published although somebody can still write to it. It does nothing when all
 // writers are gone. On failure the version stays as it is, and what is still written changes it in place; that is logged.
 func (st *Staged) TakeBack() {
+	st.backMu.Lock()
+	defer st.backMu.Unlock()
 	st.mu.Lock()
 	needed := st.state == Published && len(st.write) > 0 && st.stood.dir != nil
 	at := st.stood

@@ -2,7 +2,9 @@ package proc
 
 import (
 	"bytes"
+	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,10 +19,11 @@ const (
 	Yes
 )
 
-// File is how a file of the mount appears in /proc: by inode number. The mount id in fdinfo is not compared, because a
-// bind mount of the tree, or another mount namespace, has its own.
+// File is how a file of the mount appears in /proc: by inode number, and by a mount id, which differs between bind mounts
+// and mount namespaces and so is translated to a device.
 type File struct {
 	Ino uint64
+	Dev uint64 // as in stat(2); 0: any
 	// Writing: only descriptors open for writing count, because the published version shows the same inode number.
 	Writing bool
 }
@@ -37,6 +40,11 @@ func Descriptors(tid uint32) int {
 
 // Holds tells whether the process of tid has a descriptor of f. It never blocks. No process is No.
 func Holds(tid uint32, f File) Answer {
+	return eachFdinfo(tid, func(text []byte) Answer { return shows(tid, text, f) })
+}
+
+// eachFdinfo asks about every descriptor of a process, until the answer is not No.
+func eachFdinfo(tid uint32, ask func(text []byte) Answer) Answer {
 	base := dir(tid) + "/fdinfo/"
 	d, err := unix.Open(base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err == unix.ENOENT || err == unix.ESRCH {
@@ -47,6 +55,7 @@ func Holds(tid uint32, f File) Answer {
 	}
 	defer unix.Close(d)
 	var ents [4096]byte
+	var buf [512]byte
 	for {
 		n, err := unix.Getdents(d, ents[:])
 		if err == unix.ENOENT || err == unix.ESRCH {
@@ -59,7 +68,14 @@ func Holds(tid uint32, f File) Answer {
 			return No
 		}
 		for _, name := range direntNames(ents[:n]) {
-			if a := shows(base+name, f); a != No {
+			text, err := read(base+name, buf[:])
+			if err == unix.ENOENT || err == unix.ESRCH {
+				continue // closed meanwhile
+			}
+			if err != nil {
+				return Unknown
+			}
+			if a := ask(text); a != No {
 				return a
 			}
 		}
@@ -84,15 +100,7 @@ func direntNames(buf []byte) (names []string) {
 }
 
 // shows tells whether one fdinfo file is about f.
-func shows(path string, f File) Answer {
-	var buf [512]byte
-	text, err := read(path, buf[:])
-	if err == unix.ENOENT || err == unix.ESRCH {
-		return No // closed meanwhile
-	}
-	if err != nil {
-		return Unknown
-	}
+func shows(tid uint32, text []byte, f File) Answer {
 	ino := field(text, "ino")
 	if ino == nil {
 		return Unknown // Linux before 5.14 does not tell
@@ -106,8 +114,62 @@ func shows(path string, f File) Answer {
 			return No
 		}
 	}
-	return Yes
+	if f.Dev == 0 {
+		return Yes
+	}
+	return onDevice(tid, string(field(text, "mnt_id")), f.Dev)
 }
+
+// ours are mount ids that were found to be of a device before: one string of "device mount-id" each. An id that is given
+// out again after an unmount makes a Yes of a No at worst.
+var ours sync.Map
+
+// onDevice tells whether a mount id of a process belongs to a device.
+func onDevice(tid uint32, mount string, dev uint64) Answer {
+	key := strconv.FormatUint(dev, 10) + " " + mount
+	if _, ok := ours.Load(key); ok {
+		return Yes
+	}
+	for _, who := range []string{"self", strconv.FormatUint(uint64(tid), 10)} {
+		fields, ok := mountOf(who, mount)
+		if !ok {
+			continue
+		}
+		if fields[2] != fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) {
+			return No
+		}
+		ours.Store(key, true)
+		return Yes
+	}
+	return Unknown
+}
+
+// HasSockets tells whether a process has a socket open over which a descriptor can be passed: their fdinfo counts those in
+// flight (scm_fds, Linux 5.10).
+func HasSockets(tid uint32) Answer {
+	if !scmFds() {
+		return Unknown
+	}
+	return eachFdinfo(tid, func(text []byte) Answer {
+		if field(text, "scm_fds") != nil {
+			return Yes
+		}
+		return No
+	})
+}
+
+// scmFds reports whether this kernel tells sockets from other files in fdinfo.
+var scmFds = sync.OnceValue(func() bool {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	var buf [512]byte
+	text, err := read(root+"self/fdinfo/"+strconv.Itoa(fds[0]), buf[:])
+	return err == nil && field(text, "scm_fds") != nil
+})
 
 // Maps tells whether the process of tid has a shared writable mapping of an inode with one of these numbers. A process
 // that is inside execve makes it Unknown, after a moment.

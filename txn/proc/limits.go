@@ -38,16 +38,23 @@ func FileSizeLimit(tid uint32) (limit uint64, ok bool) {
 
 // MountOptions returns the options of a mount, its own and those of its filesystem, from /proc/self/mountinfo.
 func MountOptions(id string) (options []string, ok bool) {
-	text, err := read(root+"self/mountinfo", make([]byte, 64<<10))
+	f, ok := mountOf("self", id)
+	if !ok {
+		return nil, false
+	}
+	return append(strings.Split(f[5], ","), strings.Split(f[len(f)-1], ",")...), true
+}
+
+// mountOf returns the fields of the line about a mount in the mountinfo of a process (proc_pid_mountinfo(5)).
+func mountOf(who, id string) (fields []string, ok bool) {
+	text, err := read(root+who+"/mountinfo", make([]byte, 64<<10))
 	if err != nil {
 		return nil, false
 	}
 	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line)
-		if len(f) < 10 || f[0] != id {
-			continue
+		if f := strings.Fields(line); len(f) >= 10 && f[0] == id {
+			return f, true
 		}
-		return append(strings.Split(f[5], ","), strings.Split(f[len(f)-1], ",")...), true
 	}
 	return nil, false
 }

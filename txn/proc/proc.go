@@ -196,6 +196,42 @@ func (n Newest) Pid() uint32 {
 // Close gives the descriptor back.
 func (n Newest) Close() error { return n.f.Close() }
 
+// denseRange is up to how many pids it is cheaper to try each than to list /proc.
+const denseRange = 64
+
+// Since lists the living processes that have got their pids after one and up to another, in the order in which pids are
+// given out, which wraps around at MaxPid. For a short range the list may contain pids that nobody has.
+func Since(after, newest uint32) (pids []uint32, err error) {
+	limit := MaxPid()
+	n := (newest + limit - after) % limit
+	if n <= denseRange {
+		for i := uint32(1); i <= n; i++ {
+			if pid := (after + i) % limit; pid != 0 {
+				pids = append(pids, pid)
+			}
+		}
+		return pids, nil
+	}
+	d, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(d)
+	var ents [8192]byte
+	for {
+		m, err := unix.Getdents(d, ents[:])
+		if err != nil || m == 0 {
+			return pids, err
+		}
+		for _, name := range direntNames(ents[:m]) {
+			pid := number([]byte(name))
+			if pid > 0 && (uint32(pid)+limit-after-1)%limit < n {
+				pids = append(pids, uint32(pid))
+			}
+		}
+	}
+}
+
 // MaxPid is where pids wrap around (/proc/sys/kernel/pid_max).
 func MaxPid() uint32 {
 	var buf [32]byte

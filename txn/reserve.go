@@ -1,0 +1,49 @@
+package txn
+
+import (
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// reserve is a little space on the filesystem, held by a file without a name. When the disk is full and a staged file has
+// to be salvaged, its record needs a block or two; then the reserve is spent.
+type reserve struct {
+	mu sync.Mutex
+	fd int // GUARDED_BY(mu); -1 when it is spent
+}
+
+// reserveSize is enough for some records and the directory blocks that they may need.
+const reserveSize = 64 << 10
+
+// fill takes the reserve if it is not held. On a disk that is full already there is none.
+func (r *reserve) fill(s *Store) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fd >= 0 {
+		return
+	}
+	sys, name := s.o.sys, s.next()
+	fd, err := sys.Open(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return
+	}
+	sys.Unlink(s.fd, name)
+	if err := sys.Fallocate(fd, 0, 0, reserveSize); err != nil {
+		sys.Close(fd)
+		return
+	}
+	r.fd = fd
+}
+
+// spend gives the space back to the filesystem and reports whether there was any.
+func (r *reserve) spend(sys Sys) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fd < 0 {
+		return false
+	}
+	sys.Close(r.fd)
+	r.fd = -1
+	return true
+}
