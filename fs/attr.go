@@ -155,7 +155,7 @@ func (f *FS) attrTimeout(n *node) time.Duration {
 
 // fillAttr translates a statx result.
 func (f *FS) fillAttr(a *fuse.Attr, st *unix.Statx_t) {
-	a.Ino = f.ino(st)
+	a.Ino = f.o.Ino(unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino)
 	a.Size = st.Size
 	a.Blocks = st.Blocks
 	a.Atime, a.Atimensec = uint64(st.Atime.Sec), st.Atime.Nsec
@@ -166,16 +166,6 @@ func (f *FS) fillAttr(a *fuse.Attr, st *unix.Statx_t) {
 	a.Uid, a.Gid = st.Uid, st.Gid
 	a.Rdev = uint32(unix.Mkdev(st.Rdev_major, st.Rdev_minor))
 	a.Blksize = st.Blksize
-}
-
-// ino is the inode number to show. Filesystems mounted below the backing have numbers of their own, which are set apart,
-// because programs take two files of one device with the same number for hard links.
-func (f *FS) ino(st *unix.Statx_t) uint64 {
-	dev := unix.Mkdev(st.Dev_major, st.Dev_minor)
-	if dev == f.dev {
-		return st.Ino
-	}
-	return st.Ino ^ dev<<40
 }
 
 // SetAttr implements fuse.RawFileSystem.

@@ -142,6 +142,7 @@ func (f *FS) install(n *node, fl *file, out *fuse.OpenOut) fuse.Status {
 			f.discard(n, fl)
 			return s
 		}
+		fl.w.Opened()
 	} else if !f.passOn(n, fl, out) && n.unchanged(f, fl) {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	}
@@ -181,7 +182,7 @@ func (f *FS) discard(n *node, fl *file) {
 			// Publishing takes locks that come before ours, see doc.go.
 			n.mu.Unlock()
 			before := fl.st.State()
-			fl.w.Release()
+			fl.w.Release() // Abandon, if it was refused
 			if before != txn.Published {
 				f.published(fl)
 			}
@@ -272,10 +273,18 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 		return 0, fuse.EBADF
 	}
 	sys := f.o.Sys()
-	done := 0
+	done, off := 0, int64(in.Offset)
+	if fl.beside && fl.flags&unix.O_APPEND != 0 {
+		// The kernel appends at the end of the version, whose node this is on.
+		var st unix.Statx_t
+		if err := sys.Stat(fl.fd, "", &st); err != nil {
+			return 0, status(err)
+		}
+		off = int64(st.Size)
+	}
 	err := fl.writable(f.caller(&in.InHeader).Cred, func(fd int) error {
 		for done < len(data) {
-			n, err := sys.Pwrite(fd, data[done:], int64(in.Offset)+int64(done))
+			n, err := sys.Pwrite(fd, data[done:], off+int64(done))
 			if err != nil {
 				return err
 			}
@@ -333,6 +342,15 @@ func (f *FS) truncatePath(n *node, size int64, c txn.Caller) error {
 		}
 		return err
 	}
+	if rd != nil && !rd.lazy() && rd.n == n && rd.w.Staged().Base() == n.ident {
+		// No lookup came in between: it was named by /proc/self/fd.
+		defer f.nodes.unref(rd.m)
+		err := rd.w.Staged().Truncate(size)
+		if cerr := rd.w.Commit(); err == nil {
+			err = cerr
+		}
+		return err
+	}
 	f.redirects.drop(rd)
 	if n.staged != nil && !n.staged.State().Ended() {
 		return n.staged.Truncate(size)
@@ -361,8 +379,9 @@ func (f *FS) truncatePath(n *node, size int64, c txn.Caller) error {
 	if err != nil {
 		return err
 	}
-	f.redirects.put(t, &redirect{n: n, m: f.nodes.ofStaged(w.Staged(), parent, name), w: w, flags: unix.O_WRONLY})
-	f.server.EntryNotify(parent.id, name)
+	f.redirects.put(t, &redirect{n: n, m: f.nodes.ofStaged(w.Staged(), parent, name), w: w, flags: unix.O_WRONLY, d: d, name: name})
+	// No notification here: the kernel holds the lock of the inode, and a rename that waits for it holds that of the
+	// directory, which a notification needs.
 	return txn.ErrStale
 }
 

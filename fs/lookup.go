@@ -65,7 +65,7 @@ func (f *FS) stageLate(rd *redirect, n, parent *node, d *txn.Dir, name string, c
 		return status(err)
 	}
 	m := f.nodes.ofStaged(w.Staged(), parent, name)
-	f.redirects.put(thread{tid: c.Tid, uid: c.Uid, gid: c.Gid}.key(), &redirect{n: rd.n, m: m, w: w, flags: rd.flags})
+	f.redirects.put(thread{tid: c.Tid, uid: c.Uid, gid: c.Gid}.key(), &redirect{n: rd.n, m: m, w: w, flags: rd.flags, d: d, name: name})
 	return f.answerStaged(m, out)
 }
 

@@ -50,7 +50,6 @@ type FS struct {
 	redirects redirects
 	pins      pins
 
-	dev         uint64 // of the backing
 	uid, gid    uint32 // of the daemon
 	passthrough bool
 	why         string // why there is no passthrough
@@ -92,7 +91,7 @@ func Mount(ctx context.Context, backing int, mountpoint string, topt txn.Options
 	}
 	f := &FS{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
-		o:             o, opt: opt, log: opt.Log, nodes: newNodes(o.Root()), dev: o.Root().Ident().Dev,
+		o:             o, opt: opt, log: opt.Log, nodes: newNodes(o.Root()),
 		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()),
 		passthrough: topt.Passthrough,
 	}

@@ -94,6 +94,7 @@ func (f *FS) openWriter(m *node, w *txn.Writer, flags uint32, out *fuse.OpenOut)
 		w.Abandon()
 		return fuse.Status(unix.ESTALE)
 	}
+	w.Opened()
 	return f.install(m, &file{f: f, n: m, flags: flags, cred: w.Staged().Cred(), fd: fd, st: w.Staged(), w: w}, out)
 }
 
@@ -125,7 +126,7 @@ func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fu
 		defer f.nodes.unref(m)
 		return f.openWriter(m, w, in.Flags, out)
 	}
-	f.redirects.put(f.thread(&in.InHeader), &redirect{n: n, m: m, w: w, flags: int(in.Flags)})
+	f.redirects.put(f.thread(&in.InHeader), &redirect{n: n, m: m, w: w, flags: int(in.Flags), d: d, name: name})
 	// Saves the kernel one of two lookups. The caller is not inside a change of the directory now, so nothing that we
 	// wait for waits for us.
 	f.server.EntryNotify(parent.id, name)
@@ -185,7 +186,8 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 	if name == txn.Hidden {
 		return fuse.EPERM
 	}
-	f.redirects.drop(f.redirects.take(f.thread(&in.InHeader)))
+	before := f.redirects.take(f.thread(&in.InHeader))
+	f.redirects.drop(before)
 	c := f.caller(&in.InHeader)
 	direct := d.Direct(name)
 	if !direct {
@@ -197,15 +199,31 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		return f.createInPlace(parent, d, name, in, c, out)
 	}
 	w, joined, err := d.Create(name, int(in.Flags), in.Mode, in.Umask, c)
+	if err == txn.ErrStale && writes(in.Flags) {
+		// It exists since the kernel looked. Opening it right away saves a try, of which there are only two.
+		if w, err = d.OpenWrite(name, txn.Ident{}, int(in.Flags), c); errors.Is(err, txn.ErrInPlace) {
+			err = txn.ErrStale
+		}
+		joined = true
+	}
 	if err != nil {
 		f.failed("create", d, name, err)
 		return status(err)
 	}
 	m := f.nodes.ofStaged(w.Staged(), parent, name)
+	if joined && (before != nil || f.pins.wanted(f.thread(&in.InHeader))) {
+		// The kernel is in its second try already, and there is no third: so the right to the file is checked here.
+		if err := f.mayOpen(m, in.Flags, c); err != nil {
+			w.Abandon()
+			f.nodes.unref(m)
+			return status(err)
+		}
+		joined = false
+	}
 	if joined {
 		// The kernel took the name for free and checked no right to the file. A repeated lookup finds it, and makes the
 		// kernel check.
-		f.redirects.put(f.thread(&in.InHeader), &redirect{m: m, w: w, flags: int(in.Flags)})
+		f.redirects.put(f.thread(&in.InHeader), &redirect{m: m, w: w, flags: int(in.Flags), d: d, name: name})
 		return fuse.Status(unix.ESTALE)
 	}
 	defer f.nodes.unref(m)
@@ -218,6 +236,40 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		f.nodes.forget(m.id, 1)
 	}
 	return s
+}
+
+// mayOpen is what the kernel would check before an open: the mode bits. Where an ACL stands behind them nothing is
+// granted.
+func (f *FS) mayOpen(m *node, flags uint32, c txn.Caller) error {
+	if c.Uid == 0 {
+		return nil
+	}
+	var st unix.Statx_t
+	if err := m.staged.Stat(&st); err != nil {
+		return err
+	}
+	want := uint16(4)
+	if flags&unix.O_ACCMODE == unix.O_WRONLY {
+		want = 2
+	} else if flags&unix.O_ACCMODE == unix.O_RDWR || flags&unix.O_TRUNC != 0 {
+		want = 6
+	}
+	granted := st.Mode & 7
+	if st.Uid == c.Uid {
+		granted = st.Mode >> 6 & 7
+	} else if st.Gid == c.Gid {
+		granted = st.Mode >> 3 & 7
+	}
+	if granted&want != want {
+		return unix.EACCES
+	}
+	if st.Uid != c.Uid && f.withFd(m, func(fd int) error {
+		_, err := f.o.Sys().Getxattr(fd, "system.posix_acl_access", nil)
+		return err
+	}) == nil {
+		return unix.EACCES
+	}
+	return nil
 }
 
 // createInPlace makes a file that the rules exempt.

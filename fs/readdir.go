@@ -116,7 +116,7 @@ func (f *FS) readDir(in *fuse.ReadIn, add func(*stream, fuse.DirEntry, *txn.Stag
 	}
 	for i := start; i < uint64(len(s.extra)); i++ {
 		x := s.extra[i]
-		e := fuse.DirEntry{Name: x.name, Ino: x.st.Ident().Ino, Mode: unix.S_IFREG, Off: extraBase + i + 1}
+		e := fuse.DirEntry{Name: x.name, Ino: f.o.Ino(x.st.Ident().Dev, x.st.Ident().Ino), Mode: unix.S_IFREG, Off: extraBase + i + 1}
 		if !add(s, e, x.st) {
 			break
 		}

@@ -20,6 +20,8 @@ type redirect struct {
 	m     *node // the staged file
 	w     *txn.Writer
 	flags int // of the open
+	d     *txn.Dir
+	name  string // what was opened, as far as it is known
 	begun time.Time
 }
 
@@ -69,8 +71,8 @@ func (r *redirects) leads(t thread, d *txn.Dir, name string) *node {
 	if rd == nil || rd.lazy() {
 		return nil
 	}
-	if at, as, ok := rd.w.Staged().Place(); ok && at == d && as == name {
-		return rd.m
+	if rd.d == d && rd.name == name {
+		return rd.m // even if the name has been taken from it meanwhile: then it was opened just before
 	}
 	return nil
 }

@@ -36,11 +36,8 @@ func (w *Writer) Flush(c Caller) error {
 		st.probe(c)
 	}
 	st.mu.Lock()
-	if end.Known() {
-		w.end = end
-	} else {
-		w.end = proc.End{}
-	}
+	w.end = end
+	st.latest = end
 	st.idle = have == none
 	st.doubt = time.Time{}
 	if have != some {
@@ -82,7 +79,12 @@ func (st *Staged) inspect(c Caller) (proc.End, holders) {
 		if p, err := proc.Of(c.Tid); err != nil {
 			return end, perhaps
 		} else if p.Exiting {
-			end = proc.EndOf(c.Tid)
+			if end = proc.EndOf(c.Tid); !end.Known() {
+				st.o.blind.Do(func() {
+					st.o.log.Warn("no right to see how a writer ended (ptrace): if it was killed, what it wrote is published",
+						"path", st.path(), "pid", p.Pid, "command", p.Name)
+				})
+			}
 		}
 	default:
 		if a := proc.Holds(c.Tid, f); a != proc.No {
@@ -208,6 +210,11 @@ func (st *Staged) retire(joins int) bool {
 func (w *Writer) Release() {
 	st := w.st
 	st.mu.Lock()
+	if !w.opened {
+		st.mu.Unlock()
+		w.Abandon()
+		return
+	}
 	st.dismiss(w)
 	left := false
 	for _, o := range st.write {
@@ -228,8 +235,34 @@ func (w *Writer) Release() {
 	st.last(w)
 }
 
-// Abandon takes back a writer that never became an open file.
-func (w *Writer) Abandon() { w.Release() }
+// Opened tells that the writer has become an open file.
+func (w *Writer) Opened() {
+	w.st.mu.Lock()
+	defer w.st.mu.Unlock()
+	w.opened, w.st.opened = true, true
+}
+
+// Abandon takes back a writer that never became an open file: its thread died on the way, or was refused. If it was the
+// only one there ever was, nothing has been written and nothing is published; otherwise the others decide.
+func (w *Writer) Abandon() {
+	st := w.st
+	st.mu.Lock()
+	st.dismiss(w)
+	if len(st.write) > 0 || (st.state != Writing && st.state != Detached) {
+		st.mu.Unlock()
+		return
+	}
+	unused, end := !st.opened, st.latest
+	if unused {
+		st.to(Publishing)
+	}
+	st.mu.Unlock()
+	if unused {
+		st.drop()
+		return
+	}
+	st.endUnseen(end)
+}
 
 // Commit ends a writer whose whole life was one request, such as truncate(2): if nobody else writes, the staged file is
 // published before it returns, and the error is what that came to.
@@ -237,6 +270,7 @@ func (w *Writer) Commit() error {
 	st := w.st
 	st.mu.Lock()
 	st.dismiss(w)
+	st.opened = true // it counts as a writer
 	if len(st.write) > 0 || (st.state != Writing && st.state != Detached) {
 		st.mu.Unlock()
 		return nil
@@ -263,6 +297,7 @@ func (st *Staged) last(w *Writer) {
 	st.mu.Lock()
 	wait := w.rdwr && st.o.opt.Passthrough
 	end := w.end
+	st.latest = end
 	st.mu.Unlock()
 	if wait && st.inUse() {
 		st.o.pending.Add(1)

@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A descriptor of the version that is open for writing passes for one of the staged file, since that shows the same inode
-// number.
-
+// descriptor opens the version itself. When it can write it passes for a descriptor of the staged file, which shows the
+// inode number of its version, once the mount is said to be the device of the backing.
 func (m *mount) descriptor(name string, flags int) *os.File {
 	m.t.Helper()
+	m.Mounted(m.stat(name).Dev)
 	f, err := os.OpenFile(m.at(name), flags, 0)
 	must(m.t, err)
 	m.t.Cleanup(func() { f.Close() })
@@ -80,15 +80,20 @@ func TestOlderOpener(t *testing.T) {
 	m.has("f", "new")
 }
 
-// TestManyForks: past a bound nobody is looked at any more, and RELEASE decides.
+// TestManyForks: what was forked and is gone holds nothing.
 func TestManyForks(t *testing.T) {
 	m := open(t, Options{})
 	m.file("f", "old")
+	duplicate := m.descriptor("f", os.O_WRONLY)
 	w := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, m.me)
 	put(t, w, 0, "new")
+	_, cmd := child(t, duplicate)
+	duplicate.Close()
 	must(t, exec.Command("sh", "-c", "i=0; while [ $i -lt 300 ]; do (:); i=$((i+1)); done").Run())
-	m.stillStaged("after 300 forks", w, m.me)
-	w.Release()
+	m.stillStaged("while the first child has it", w, m.me)
+	must(t, cmd.Process.Kill())
+	die(t, cmd)
+	must(t, closeLast(t, w, m.me))
 	m.has("f", "new")
 }
 
@@ -345,12 +350,11 @@ func TestFileSizeLimit(t *testing.T) {
 	m.has("f", "fit")
 }
 
-// TestOwnThreadsAreNoHolders: threads that the daemon starts are younger than the open, and share its descriptors of the
-// temps.
+// TestOwnThreadsAreNoHolders: threads that the daemon starts are younger than the open, and have its descriptors of the
+// temps. Those are not on the mount.
 func TestOwnThreadsAreNoHolders(t *testing.T) {
 	m := open(t, Options{})
-	writer, _ := child(t)
-	w := m.create("f", writer)
+	w := m.create("f", m.me)
 	put(t, w, 0, "new")
 	stop := make(chan bool)
 	defer close(stop)
@@ -363,6 +367,6 @@ func TestOwnThreadsAreNoHolders(t *testing.T) {
 		}()
 		<-started
 	}
-	must(t, closeLast(t, w, writer))
+	must(t, closeLast(t, w, m.me))
 	m.has("f", "new")
 }

@@ -9,17 +9,18 @@ import (
 // publishCopy makes the bytes so far the version, while the writer keeps the file open: a copy is published, because
 // what is published is never written again.
 func (st *Staged) publishCopy() error {
-	st.mu.Lock()
-	places := st.places
-	st.mu.Unlock()
-	if len(places) == 0 {
+	d, name, ok := st.holdPlace()
+	if !ok {
 		return nil
 	}
-	twin, err := places[0].dir.publishTwin(places[0].name, st.fd, st)
+	defer d.Release()
+	twin, err := d.publishTwin(name, st.fd, st)
 	if err != nil {
 		return fmt.Errorf("publishing what was written so far: %w", err)
 	}
-	st.shown.Store(twin.id.Ino)
+	st.mu.Lock()
+	st.show(twin.id.Ino)
+	st.mu.Unlock()
 	return nil
 }
 

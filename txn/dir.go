@@ -21,6 +21,9 @@ type Dir struct {
 	key  storeKey
 	refs int // GUARDED_BY(o.mu)
 
+	projectOnce sync.Once
+	project     bool // set by projectOnce
+
 	// mu serialises changes of names in this directory, on disk and in slots. The kernel holds its own lock of the
 	// directory during the requests that change names; publishing is what this one is for.
 	// LOCK ORDER: see doc.go.
@@ -173,6 +176,9 @@ func (d *Dir) Lookup(name string, c Caller) (Entry, error) {
 	var e Entry
 	e.Staged = len(list) > 0
 	err := d.o.sys.Stat(d.fd, name, &e.Stat)
+	if err == nil && e.Stat.Mode&unix.S_IFMT == unix.S_IFDIR && d.o.hides(IdentOf(&e.Stat)) {
+		return Entry{}, unix.ENOENT // by another spelling: some filesystems fold case
+	}
 	if err != unix.ENOENT || !e.Staged {
 		return e, err
 	}

@@ -69,6 +69,9 @@ func (d *Dir) LinkStaged(st *Staged, name string) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.key != st.store.key {
+		return unix.EXDEV
+	}
 	var s unix.Statx_t
 	if len(d.slots[name]) > 0 || d.o.sys.Stat(d.fd, name, &s) == nil {
 		return unix.EEXIST
@@ -191,6 +194,9 @@ func (d *Dir) Rename(name string, nd *Dir, nname string, flags uint, c Caller) (
 		return moved, back, ferr
 	}
 	reserved := terr != nil && len(nd.slots[nname]) > 0
+	if reserved && !nd.mayDisplace(nname, c) {
+		return moved, back, unix.EPERM
+	}
 	if flags&unix.RENAME_NOREPLACE != 0 && (terr == nil || reserved) {
 		return moved, back, unix.EEXIST
 	}
@@ -205,7 +211,9 @@ func (d *Dir) Rename(name string, nd *Dir, nname string, flags uint, c Caller) (
 		return moved, back, unix.ENOTEMPTY
 	}
 	rename := func() error { return d.o.sys.Rename(d.fd, name, nd.fd, nname, flags) }
-	if flags&unix.RENAME_WHITEOUT != 0 { // makes a file as well
+	if reserved && flags&unix.RENAME_EXCHANGE != 0 { // with a file that has no version yet
+		err = d.o.sys.Rename(d.fd, name, nd.fd, nname, unix.RENAME_NOREPLACE)
+	} else if flags&unix.RENAME_WHITEOUT != 0 { // makes a file as well
 		err = d.o.sys.As(c.Cred, rename)
 	} else {
 		err = rename()
@@ -229,6 +237,9 @@ func (d *Dir) renameReserved(own *Staged, name string, nd *Dir, nname string, fl
 	if d == nd && name == nname {
 		return nil
 	}
+	if d.key != nd.key {
+		return unix.EXDEV
+	}
 	if flags&unix.RENAME_EXCHANGE != 0 {
 		if terr != nil {
 			return terr
@@ -245,6 +256,22 @@ func (d *Dir) renameReserved(own *Staged, name string, nd *Dir, nname string, fl
 	nd.detachAll(nname)
 	d.moveAll(name, nd, nname)
 	return nil
+}
+
+// mayDisplace applies the rule of sticky directories (rename(2)) to a reserved name, which the kernel takes for free.
+//
+// LOCKS_REQUIRED(d.mu)
+func (d *Dir) mayDisplace(name string, c Caller) bool {
+	var dir, file unix.Statx_t
+	if c.Uid == 0 || d.o.sys.Stat(d.fd, "", &dir) != nil || dir.Mode&unix.S_ISVTX == 0 || dir.Uid == c.Uid {
+		return true
+	}
+	for _, st := range d.slots[name] {
+		if st.Stat(&file) == nil && file.Uid != c.Uid {
+			return false
+		}
+	}
+	return true
 }
 
 // moveAll lets everything staged for one name follow it to another.
@@ -291,8 +318,12 @@ func (d *Dir) exchangeStaged(name string, nd *Dir, nname string) {
 // Rebind moves the claim of a staged file to another name of the version that it was started from: which of several hard
 // links a caller opened is known only from the lookup that follows.
 func (d *Dir) Rebind(st *Staged, name string) {
-	from, old, ok := st.Place()
-	if !ok || (from == d && old == name) {
+	from, old, ok := st.holdPlace()
+	if !ok {
+		return
+	}
+	defer from.Release()
+	if from == d && old == name {
 		return
 	}
 	unlock := lockDirs(from, d)

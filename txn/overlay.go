@@ -43,6 +43,7 @@ type Overlay struct {
 	newest proc.Newest
 	root   *Dir
 	ro     bool
+	blind  sync.Once     // to say once that the end of a writer cannot be seen
 	mount  atomic.Uint64 // device number of the mount, 0 while it is not known
 
 	mu      sync.Mutex
@@ -233,6 +234,27 @@ const undecidedWait = 10 * time.Millisecond
 
 // Mounted tells which device the overlay is seen as, to recognise descriptors of it in /proc.
 func (o *Overlay) Mounted(dev uint64) { o.mount.Store(dev) }
+
+// hides reports whether a directory is one of ours.
+func (o *Overlay) hides(id Ident) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, s := range o.stores {
+		if s.baseID == id {
+			return true
+		}
+	}
+	return false
+}
+
+// Ino is the inode number that the mount shows for one of the backing. Filesystems mounted below the backing have numbers
+// of their own, which are set apart, because programs take two files of one device with the same number for hard links.
+func (o *Overlay) Ino(dev, ino uint64) uint64 {
+	if dev == o.root.id.Dev {
+		return ino
+	}
+	return ino ^ dev<<40
+}
 
 // NoPassthrough takes back Options.Passthrough, before anything is staged.
 func (o *Overlay) NoPassthrough() { o.opt.Passthrough = false }

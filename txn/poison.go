@@ -40,7 +40,7 @@ func (st *Staged) probe(c Caller) {
 	if !tried {
 		return
 	}
-	if limit, ok := proc.FileSizeLimit(c.Tid); ok && s.Size >= limit {
+	if limit, ok := proc.FileSizeLimit(c.Tid); ok && s.Size >= limit && s.Size > st.clean.size {
 		st.Poison(unix.EFBIG)
 		return
 	}

@@ -44,6 +44,9 @@ func (st *Staged) publish() error {
 	}
 	dirs, err := st.expose(Published)
 	defer releaseAll(dirs)
+	if err == errGone {
+		return st.drop() // unlinked on the way, like any file
+	}
 	if err != nil {
 		return st.giveUp(fmt.Errorf("putting it in place: %w", err))
 	}
@@ -63,19 +66,29 @@ func (st *Staged) adopt() error {
 	at, keep := st.places[0], st.set
 	st.mu.Unlock()
 	sys := st.o.sys
-	var now unix.Statx_t
+	var now, own unix.Statx_t
 	err := sys.Stat(at.dir.fd, at.name, &now)
-	if err != nil || !IsRegular(&now) {
-		return nil // gone, or about to be found out by rename
-	}
-	if IdentOf(&now) == st.base.id && bare(now.Ctime) == st.base.ctime {
-		return nil
+	if err != nil || (IdentOf(&now) == st.base.id && bare(now.Ctime) == st.base.ctime) {
+		return nil // gone, or as it was
 	}
 	fd, err := sys.Open(at.dir.fd, at.name, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
 	defer sys.Close(fd)
+	if err := sys.Stat(fd, "", &now); err != nil {
+		return err
+	}
+	if err := sys.Stat(st.fd, "", &own); err != nil {
+		return err
+	}
+	if !IsRegular(&now) {
+		return nil // rename will find out
+	}
+	if IdentOf(&now) != st.base.id && (now.Uid != own.Uid || now.Gid != own.Gid) {
+		// Somebody else's file was put there. The writer had no right to it, and must not get its owner.
+		return nil
+	}
 	if err := copyAttributes(sys, fd, st.fd, keep); err != nil {
 		return err
 	}

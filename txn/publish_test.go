@@ -202,7 +202,7 @@ func TestReaderIsUndisturbed(t *testing.T) {
 func TestDatabasesGoInPlace(t *testing.T) {
 	m := open(t, Options{})
 	m.file("f", sqliteMagic+"and pages")
-	_, err := m.Root().OpenWrite("f", unix.O_RDWR, m.me)
+	_, err := m.Root().OpenWrite("f", Ident{}, unix.O_RDWR, m.me)
 	is(t, err, ErrInPlace)
 	equal(t, "staged", len(m.Staged()), 0)
 	for name, want := range map[string]bool{

@@ -271,6 +271,8 @@ type Writer struct {
 	pid  uint32
 	rdwr bool // it can have a shared writable mapping
 
+	opened bool // GUARDED_BY(st.mu); it has become an open file
+
 	// flushed: a descriptor of it was closed. Without that it is open, or about to be: every close(2) is a FLUSH, and
 	// between our answer to an open and the descriptor in the caller's table nothing else tells.
 	flushed bool // GUARDED_BY(st.mu)

@@ -1,230 +1,16 @@
 package txn
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// mount is an Overlay on a directory of the real filesystem, and the test as a program that uses it.
-//
-// There is no FUSE here: the test is the kernel as well, so descriptors of staged files do not exist. Where it matters who
-// has one, a descriptor of the version stands for it (a staged file shows the inode number of its version), or another
-// process is the caller. The Overlay's own descriptor of a new file is in the test process, and so looks like a holder of
-// it: new files are closed by a child.
-type mount struct {
-	*Overlay
-	t    *testing.T
-	path string
-	me   Caller // the thread of the test
-}
-
-var ways = map[string]Options{
-	"full":              {},
-	"full passthrough":  {Passthrough: true},
-	"ordered":           {Durability: Ordered},
-	"none, passthrough": {Durability: None, Passthrough: true},
-}
-
-// everyWay runs a test under each kind of durability and data path.
-func everyWay(t *testing.T, f func(t *testing.T, m *mount)) {
-	for name, opt := range ways {
-		t.Run(name, func(t *testing.T) { f(t, open(t, opt)) })
-	}
-}
-
-// open starts an Overlay. At the end of the test nothing of it may be left: no descriptor, no temp, no instance.
-func open(t *testing.T, opt Options) *mount {
-	t.Helper()
-	runtime.LockOSThread()
-	t.Cleanup(runtime.UnlockOSThread)
-	path, dir := backing(t)
-	before := descriptors(t)
-	o, err := Open(context.Background(), dir, opt)
-	must(t, err)
-	t.Cleanup(func() {
-		must(t, o.Close())
-		equal(t, "descriptors left", leaked(t, before), "")
-		stage, err := os.ReadDir(filepath.Join(path, Hidden, stageName))
-		must(t, err)
-		equal(t, "instances left in the stage", len(stage), 0)
-	})
-	return &mount{Overlay: o, t: t, path: path, me: me()}
-}
-
-// me is the calling thread, which must be locked to its goroutine.
-func me() Caller {
-	return Caller{Cred: Cred{uint32(os.Getuid()), uint32(os.Getgid())}, Tid: uint32(unix.Gettid())}
-}
-
-// descriptors lists those of this process, without what the Go runtime keeps for itself.
-func descriptors(t *testing.T) map[string]string {
-	t.Helper()
-	all, err := os.ReadDir("/proc/self/fd")
-	must(t, err)
-	list := map[string]string{}
-	for _, e := range all {
-		link, err := os.Readlink("/proc/self/fd/" + e.Name())
-		if err == nil && !strings.HasPrefix(link, "anon_inode:[event") {
-			list[e.Name()] = link
-		}
-	}
-	return list
-}
-
-func leaked(t *testing.T, before map[string]string) string {
-	t.Helper()
-	var list []string
-	for fd, link := range descriptors(t) {
-		if before[fd] != link {
-			list = append(list, fd+" "+link)
-		}
-	}
-	return strings.Join(list, ", ")
-}
-
-// child starts a process that does nothing until the test ends, and no longer.
-func child(t *testing.T, files ...*os.File) (Caller, *exec.Cmd) {
-	t.Helper()
-	return start(t, exec.Command("cat"), files...)
-}
-
-func start(t *testing.T, cmd *exec.Cmd, files ...*os.File) (Caller, *exec.Cmd) {
-	t.Helper()
-	in, err := cmd.StdinPipe()
-	must(t, err)
-	cmd.ExtraFiles = files
-	must(t, cmd.Start())
-	t.Cleanup(func() {
-		in.Close()
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	return Caller{Cred: me().Cred, Tid: uint32(cmd.Process.Pid)}, cmd
-}
-
-// die waits until a process is a zombie, which still shows how it ended.
-func die(t *testing.T, cmd *exec.Cmd) {
-	t.Helper()
-	var info unix.Siginfo
-	for {
-		err := unix.Waitid(unix.P_PID, cmd.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
-		if err != unix.EINTR {
-			must(t, err)
-			return
-		}
-	}
-}
-
-func (m *mount) file(name, content string) { m.t.Helper(); write(m.t, m.at(name), content) }
-func (m *mount) at(name string) string     { return filepath.Join(m.path, name) }
-
-func (m *mount) create(name string, c Caller) *Writer {
-	m.t.Helper()
-	w, joined, err := m.Root().Create(name, unix.O_WRONLY|unix.O_EXCL, 0o644, 0o022, c)
-	must(m.t, err)
-	equal(m.t, "joined", joined, false)
-	return w
-}
-
-func (m *mount) openWrite(name string, flags int, c Caller) *Writer {
-	m.t.Helper()
-	w, err := m.Root().OpenWrite(name, flags, c)
-	must(m.t, err)
-	return w
-}
-
-// put writes through a staged file.
-func put(t *testing.T, w *Writer, off int64, text string) {
-	t.Helper()
-	must(t, w.Staged().Writable(func(fd int) error {
-		_, err := w.st.o.sys.Pwrite(fd, []byte(text), off)
-		return err
-	}))
-}
-
-// finish is close(2) of the only descriptor and the RELEASE after it, whichever of them decides.
-func finish(w *Writer, c Caller) error {
-	err := w.Flush(c)
-	w.Release()
-	if err != nil {
-		return err
-	}
-	return w.Staged().failure()
-}
-
-// closeLast is a close(2) that must find out itself that it is the last.
-func closeLast(t *testing.T, w *Writer, c Caller) error {
-	t.Helper()
-	err := w.Flush(c)
-	if s := w.Staged().State(); !s.Ended() {
-		t.Errorf("the last close leaves it %v", s)
-	}
-	w.Release()
-	return err
-}
-
-// closeEarly is a close(2) after which others still write.
-func closeEarly(t *testing.T, w *Writer, c Caller) {
-	t.Helper()
-	must(t, w.Flush(c))
-	w.Release()
-	equal(t, "state", w.Staged().State(), Writing)
-}
-
-// has checks what the backing shows under a name; "-" is nothing.
-func (m *mount) has(name, want string) {
-	m.t.Helper()
-	equal(m.t, name, content(m.at(name)), want)
-}
-
-func content(path string) string {
-	b, err := os.ReadFile(path)
-	if os.IsNotExist(err) {
-		return "-"
-	}
-	if err != nil {
-		return err.Error()
-	}
-	return string(b)
-}
-
-// salvaged is what is in the salvage: contents, and the records.
-func (m *mount) salvaged() (list []string, records []Record) {
-	m.t.Helper()
-	s, err := OpenSalvage(Linux{}, m.Root().fd)
-	must(m.t, err)
-	defer s.Close()
-	records, err = s.List()
-	must(m.t, err)
-	for _, rec := range records {
-		list = append(list, content(filepath.Join(m.path, Hidden, salvageName, rec.ID)))
-	}
-	return list, records
-}
-
-func (m *mount) stat(name string) (st unix.Stat_t) {
-	m.t.Helper()
-	must(m.t, unix.Lstat(m.at(name), &st))
-	return st
-}
-
-func root(t *testing.T) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("only root may")
-	}
-}
 
 func TestNewFileIsPublishedAtItsClose(t *testing.T) {
 	everyWay(t, func(t *testing.T, m *mount) {
@@ -331,6 +117,7 @@ func TestReservedNameIsJoined(t *testing.T) {
 	if !joined || w3.Staged() != w.Staged() { // by now it is one of the writers
 		t.Error("the second process is not a writer of it")
 	}
+	put(t, w, 0, "one") // or it would be empty, and shared like a lock file
 	three, _ := child(t)
 	w4, joined, err := m.Root().Create("f", unix.O_WRONLY|unix.O_TRUNC, 0o600, 0, three)
 	must(t, err)
@@ -344,7 +131,7 @@ func TestReservedNameIsJoined(t *testing.T) {
 		closeEarly(t, o, two)
 	}
 	must(t, finish(w, one))
-	m.has("f", "") // truncated by two, and closed last
+	m.has("f", "one") // closed last
 	_, _, err = m.Root().Create("f", unix.O_WRONLY, 0o644, 0, two)
 	is(t, err, ErrStale) // to be opened as what it is now
 }
@@ -387,22 +174,40 @@ func (m *mount) awaitEnd(st *Staged) {
 	}
 }
 
-// TestUntouched: a descriptor that was passed on and closed before anything was written decides nothing; RELEASE does.
+// TestUntouched: a descriptor may have been passed over a socket to be filled by another process, so the close of one that
+// was not written to decides nothing then; RELEASE does. Who has no socket has not passed it on.
 func TestUntouched(t *testing.T) {
 	everyWay(t, func(t *testing.T, m *mount) {
+		writer, _ := child(t)
+		m.file("f", "old")
+		must(t, closeLast(t, m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, writer), writer))
+		m.has("f", "")
+		must(t, closeLast(t, m.create("new", writer), writer))
+		m.has("new", "")
+
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		must(t, err)
+		defer unix.Close(pair[0])
+		defer unix.Close(pair[1])
 		m.file("f", "old")
 		w := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, m.me)
-		must(t, w.Flush(m.me))
+		closeUndecided(t, w, m.me)
 		m.has("f", "old")
 		w.Release()
 		m.has("f", "")
-		writer, _ := child(t)
-		w = m.create("new", writer)
-		must(t, w.Flush(writer))
-		m.has("new", "-")
+		w = m.create("newer", m.me)
+		closeUndecided(t, w, m.me)
+		m.has("newer", "-")
 		w.Release()
-		m.has("new", "")
+		m.has("newer", "")
 	})
+}
+
+// closeUndecided is a close(2) that leaves the decision to RELEASE.
+func closeUndecided(t *testing.T, w *Writer, c Caller) {
+	t.Helper()
+	must(t, w.Flush(c))
+	equal(t, "state after the close", w.Staged().State(), Writing)
 }
 
 func TestCommitAndAbandon(t *testing.T) {
@@ -479,6 +284,46 @@ func TestShownInode(t *testing.T) {
 	is(t, err, ErrClosed)
 }
 
+// TestOpenOfTheVersionMeant starts from what a lookup found, or not at all.
+func TestOpenOfTheVersionMeant(t *testing.T) {
+	m := open(t, Options{})
+	m.file("f", "old")
+	var st unix.Statx_t
+	must(t, m.Root().Stat("f", &st))
+	w, err := m.Root().OpenWrite("f", IdentOf(&st), unix.O_WRONLY|unix.O_TRUNC, m.me)
+	must(t, err)
+	put(t, w, 0, "new")
+	must(t, closeLast(t, w, m.me))
+	_, err = m.Root().OpenWrite("f", IdentOf(&st), unix.O_WRONLY|unix.O_TRUNC, m.me)
+	is(t, err, ErrStale)
+	m.has("f", "new")
+}
+
+// TestEmptyFileIsShared: lock files are opened with O_TRUNC as well, and those who lock must meet on one inode.
+func TestEmptyFileIsShared(t *testing.T) {
+	m := open(t, Options{})
+	m.file("lock", "")
+	one, _ := child(t)
+	two, _ := child(t)
+	w1 := m.openWrite("lock", unix.O_WRONLY|unix.O_TRUNC, one)
+	w2 := m.openWrite("lock", unix.O_RDWR|unix.O_TRUNC, two)
+	if w1.Staged() != w2.Staged() {
+		t.Error("two who open an empty file do not meet")
+	}
+	put(t, w2, 0, "pid")
+	three, _ := child(t)
+	w3 := m.openWrite("lock", unix.O_WRONLY|unix.O_TRUNC, three)
+	if w3.Staged() == w1.Staged() {
+		t.Error("it truncates what others have written")
+	}
+	closeEarly(t, w1, one)
+	must(t, closeLast(t, w2, two))
+	m.has("lock", "pid")
+	put(t, w3, 0, "three")
+	must(t, closeLast(t, w3, three))
+	m.has("lock", "three")
+}
+
 func TestWhatCannotBeStaged(t *testing.T) {
 	m := open(t, Options{})
 	must(t, os.Mkdir(m.at("d"), 0o755))
@@ -486,7 +331,7 @@ func TestWhatCannotBeStaged(t *testing.T) {
 	must(t, unix.Mkfifo(m.at("fifo"), 0o600))
 	for _, name := range []string{"missing", "d", "link", "fifo"} {
 		for _, flags := range []int{unix.O_WRONLY, unix.O_RDWR, unix.O_WRONLY | unix.O_TRUNC} {
-			_, err := m.Root().OpenWrite(name, flags, m.me)
+			_, err := m.Root().OpenWrite(name, Ident{}, flags, m.me)
 			is(t, err, ErrStale)
 		}
 	}
@@ -512,7 +357,7 @@ func TestImmutableAndAppendOnly(t *testing.T) {
 		}
 		defer exec.Command("chattr", "-"+flag, m.at("f")).Run()
 		for flags, want := range cases {
-			_, err := m.Root().OpenWrite("f", flags, m.me)
+			_, err := m.Root().OpenWrite("f", Ident{}, flags, m.me)
 			is(t, err, want)
 		}
 		must(t, exec.Command("chattr", "-"+flag, m.at("f")).Run())
@@ -535,7 +380,7 @@ func TestManyAtOnce(t *testing.T) {
 				}
 				w, _, err := m.Root().Create(name, unix.O_WRONLY|unix.O_TRUNC, 0o644, 0, Caller{})
 				if err != nil {
-					w, err = m.Root().OpenWrite(name, unix.O_WRONLY|unix.O_TRUNC, Caller{})
+					w, err = m.Root().OpenWrite(name, Ident{}, unix.O_WRONLY|unix.O_TRUNC, Caller{})
 				}
 				if err == nil {
 					err = w.Staged().Writable(func(fd int) error {

@@ -31,26 +31,29 @@ type Staged struct {
 	shown atomic.Uint64 // the inode number of the version that it stands for, 0 if there is none
 	over  Ident         // publish only in place of this version, if it is not zero
 
-	backMu sync.Mutex // one TakeBack at a time; before all other locks
-	mu     sync.Mutex
-	ended  chan struct{} // GUARDED_BY(mu); closed when state.Ended()
-	stood  place         // GUARDED_BY(mu); where it was published, while somebody has it open yet; holds the directory
-	state  State         // GUARDED_BY(mu)
-	fd     int           // GUARDED_BY(mu) for closing: open as long as holds > 0 or the state has not ended
-	holds  int           // GUARDED_BY(mu); users of fd
-	places []place       // GUARDED_BY(mu); changed only with the locks of the directories as well
-	write  []*Writer     // GUARDED_BY(mu); who has it open for writing
-	joins  int           // GUARDED_BY(mu); how many writers there ever were
-	pids   []uint32      // GUARDED_BY(mu); the processes that opened it, the first is the one in reports
-	cred   Cred          // who opened it first
-	clean  version       // GUARDED_BY(mu); how the temp looked before the first write
-	forced bool          // GUARDED_BY(mu); publish although it looks clean: truncated by a later open
-	set    attrs         // GUARDED_BY(mu); attributes that a writer set himself
-	poison error         // GUARDED_BY(mu); why it must not be published
-	result error         // GUARDED_BY(mu); what the end came to
-	doubt  time.Time     // GUARDED_BY(mu); until when a close that may have been the last is waited for
-	idle   bool          // GUARDED_BY(mu); at the last close nobody was found to have it open
-	mapper int           // GUARDED_BY(mu); pidfd of a process that keeps it mapped, or -1
+	backMu  sync.Mutex // one TakeBack at a time; before all other locks
+	mu      sync.Mutex
+	ended   chan struct{} // GUARDED_BY(mu); closed when state.Ended()
+	stood   place         // GUARDED_BY(mu); where it was published, while somebody has it open yet; holds the directory
+	state   State         // GUARDED_BY(mu)
+	fd      int           // GUARDED_BY(mu) for closing: open as long as holds > 0 or the state has not ended
+	holds   int           // GUARDED_BY(mu); users of fd
+	places  []place       // GUARDED_BY(mu); changed only with the locks of the directories as well
+	write   []*Writer     // GUARDED_BY(mu); who has it open for writing
+	joins   int           // GUARDED_BY(mu); how many writers there ever were
+	pids    []uint32      // GUARDED_BY(mu); the processes that opened it, the first is the one in reports
+	cred    Cred          // who opened it first
+	clean   version       // GUARDED_BY(mu); how the temp looked before the first write
+	forced  bool          // GUARDED_BY(mu); publish although it looks clean: truncated by a later open
+	earlier []uint64      // GUARDED_BY(mu); inode numbers that it showed before
+	set     attrs         // GUARDED_BY(mu); attributes that a writer set himself
+	poison  error         // GUARDED_BY(mu); why it must not be published
+	result  error         // GUARDED_BY(mu); what the end came to
+	doubt   time.Time     // GUARDED_BY(mu); until when a close that may have been the last is waited for
+	opened  bool          // GUARDED_BY(mu); some writer has become an open file
+	latest  proc.End      // GUARDED_BY(mu); how the process ended that closed it last
+	idle    bool          // GUARDED_BY(mu); at the last close nobody was found to have it open
+	mapper  int           // GUARDED_BY(mu); pidfd of a process that keeps it mapped, or -1
 }
 
 // place is one name that a staged file will be published under. It holds the directory.
@@ -100,6 +103,16 @@ func (st *Staged) Place() (d *Dir, name string, ok bool) {
 	return st.places[0].dir, st.places[0].name, true
 }
 
+// holdPlace is Place, with a hold on the directory that the caller gives back.
+func (st *Staged) holdPlace() (d *Dir, name string, ok bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if len(st.places) == 0 {
+		return nil, "", false
+	}
+	return st.places[0].dir.retain(), st.places[0].name, true
+}
+
 // shownIno is the inode number that stat shows while it is staged: that of the version of its path, because programs
 // compare fstat with stat (vim: E949, SQLite turns read-only).
 func (st *Staged) shownIno() uint64 {
@@ -111,7 +124,22 @@ func (st *Staged) shownIno() uint64 {
 
 // inProc is how its descriptors look in /proc.
 func (st *Staged) inProc() proc.File {
-	return proc.File{Ino: st.shownIno(), Dev: st.o.mount.Load(), Writing: true}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	f := proc.File{Dev: st.o.mount.Load(), Writing: true}
+	for _, ino := range append(st.earlier, st.shownIno()) {
+		f.Inos = append(f.Inos, st.o.Ino(st.id.Dev, ino))
+	}
+	return f
+}
+
+// show makes stat show another inode number from now on. /proc may go on showing the earlier ones: the kernel takes a new
+// number over only when it asks for attributes.
+//
+// LOCKS_REQUIRED(st.mu)
+func (st *Staged) show(ino uint64) {
+	st.earlier = append(st.earlier, st.shownIno())
+	st.shown.Store(ino)
 }
 
 // Stat is fstat of the staged file, with the inode number of the version until it is one itself.

@@ -33,6 +33,8 @@ type storeKey struct{ dev, mount uint64 }
 // Store is one .untorn directory: the stage of this daemon, and the salvage.
 type Store struct {
 	o        *Overlay
+	key      storeKey
+	baseID   Ident
 	instance string
 	base     int // .untorn
 	fd       int // stage/INSTANCE, held with flock(2) for as long as we live
@@ -69,7 +71,12 @@ func (o *Overlay) store(d *Dir) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{o: o, base: base, made: made, reserve: reserve{fd: -1}, fd: -1, salvage: -1, origins: -1, quota: hasQuota(d.key.mount)}
+	var bst unix.Statx_t
+	if err := o.sys.Stat(base, "", &bst); err != nil {
+		o.sys.Close(base)
+		return nil, err
+	}
+	s := &Store{o: o, key: d.key, baseID: IdentOf(&bst), base: base, made: made, reserve: reserve{fd: -1}, fd: -1, salvage: -1, origins: -1, quota: hasQuota(d.key.mount)}
 	if err := s.open(); err != nil {
 		s.close()
 		return nil, err

@@ -104,7 +104,7 @@ func (st *Staged) takeBack(d *Dir, name string) error {
 	unlock := lockDirs(d)
 	st.mu.Lock()
 	st.temp, st.kind, st.base, st.clean = temp, Copied, twin.clean, versionOf(&s)
-	st.shown.Store(twin.id.Ino)
+	st.show(twin.id.Ino)
 	st.places = []place{{d.retain(), name}}
 	st.ended = make(chan struct{})
 	st.fork = 0 // whoever has it need not be younger: leave the end to RELEASE

@@ -152,7 +152,7 @@ func isDatabase(sys Sys, fd int) bool {
 // makeLike makes a temp with the attributes of the file behind base, and with its bytes if asked.
 func (st *Staged) makeLike(d *Dir, base int, bytes bool) error {
 	sys := st.o.sys
-	fd, err := sys.Open(st.store.fd, st.temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	fd, err := st.makeBare(d)
 	if err != nil {
 		return fmt.Errorf("making the temp: %w", err)
 	}
@@ -179,6 +179,39 @@ func (st *Staged) makeLike(d *Dir, base int, bytes bool) error {
 		return err
 	}
 	return st.snapshot()
+}
+
+// makeBare makes an empty temp. In a directory that hands its project id down (xfs and ext4 project quotas) a file of
+// another project cannot be put by rename, so there it is made in the directory itself.
+func (st *Staged) makeBare(d *Dir) (int, error) {
+	sys := st.o.sys
+	if d.handsDownProject() {
+		fd, err := sys.Open(d.fd, ".", unix.O_TMPFILE|unix.O_RDWR, 0o600)
+		if err != nil {
+			return -1, err
+		}
+		if err := sys.LinkFd(fd, st.store.fd, st.temp); err != nil {
+			sys.Close(fd)
+			return -1, err
+		}
+		return fd, nil
+	}
+	return sys.Open(st.store.fd, st.temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+}
+
+// handsDownProject reports whether new files in d get its project id (FS_XFLAG_PROJINHERIT). It is looked up once.
+func (d *Dir) handsDownProject() bool {
+	d.projectOnce.Do(func() {
+		fd, err := d.o.sys.Reopen(d.fd, unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return
+		}
+		defer d.o.sys.Close(fd)
+		flags, err := d.o.sys.InodeFlags(fd)
+		const projinherit = 0x20000000 // FS_PROJINHERIT_FL, linux/fs.h
+		d.project = err == nil && flags&projinherit != 0
+	})
+	return d.project
 }
 
 // DropPrivilege clears setuid, and setgid of a file that its group may execute or that belongs to another group than c,

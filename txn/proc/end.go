@@ -28,7 +28,19 @@ func EndOf(tid uint32) End {
 	if len(fields) <= exitCode {
 		return End{}
 	}
-	return End{status: unix.WaitStatus(number(fields[exitCode])), known: true}
+	status := unix.WaitStatus(number(fields[exitCode]))
+	if status == 0 && !mayTrace(tid) {
+		return End{}
+	}
+	return End{status: status, known: true}
+}
+
+// mayTrace reports whether we have ptrace rights over a process, without which its exit code reads 0. The namespace links
+// ask for the same rights as /proc/TID/stat (PTRACE_MODE_READ_FSCREDS), and outlive the descriptors in exit(2).
+func mayTrace(tid uint32) bool {
+	var buf [64]byte
+	_, err := unix.Readlink(dir(tid)+"/ns/pid", buf[:])
+	return err != unix.EACCES && err != unix.EPERM
 }
 
 // EndOfPidfd asks the kernel how the process behind a pidfd ended: PIDFD_GET_INFO, with the exit status since Linux 6.15.

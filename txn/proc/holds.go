@@ -3,6 +3,7 @@ package proc
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -22,8 +23,8 @@ const (
 // File is how a file of the mount appears in /proc: by inode number, and by a mount id, which differs between bind mounts
 // and mount namespaces and so is translated to a device.
 type File struct {
-	Ino uint64
-	Dev uint64 // as in stat(2); 0: any
+	Inos []uint64 // any of these
+	Dev  uint64   // as in stat(2); 0: any
 	// Writing: only descriptors open for writing count, because the published version shows the same inode number.
 	Writing bool
 }
@@ -40,8 +41,20 @@ func Descriptors(tid uint32) int {
 
 // Holds tells whether the process of tid has a descriptor of f. It never blocks. No process is No.
 func Holds(tid uint32, f File) Answer {
-	return eachFdinfo(tid, func(text []byte) Answer { return shows(tid, text, f) })
+	if Descriptors(tid) > manyDescriptors {
+		return Unknown
+	}
+	return eachFdinfo(tid, func(text []byte) Answer {
+		if field(text, "SqMask") != nil {
+			return Unknown // an io_uring, which may have the file registered (io_uring_register(2))
+		}
+		return shows(tid, text, f)
+	})
 }
+
+// manyDescriptors is beyond which a process is not searched: each costs some microseconds at each close, and a program
+// that closes thousands of files would wait for seconds.
+const manyDescriptors = 512
 
 // eachFdinfo asks about every descriptor of a process, until the answer is not No.
 func eachFdinfo(tid uint32, ask func(text []byte) Answer) Answer {
@@ -105,7 +118,7 @@ func shows(tid uint32, text []byte, f File) Answer {
 	if ino == nil {
 		return Unknown // Linux before 5.14 does not tell
 	}
-	if v, err := strconv.ParseUint(string(ino), 10, 64); err != nil || v != f.Ino {
+	if v, err := strconv.ParseUint(string(ino), 10, 64); err != nil || !slices.Contains(f.Inos, v) {
 		return No
 	}
 	if f.Writing {
