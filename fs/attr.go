@@ -209,13 +209,12 @@ func (f *FS) setAttr(n *node, fd int, in *fuse.SetAttrIn) error {
 	// Nothing to change at all is chown(-1, -1), which still clears setuid.
 	const any = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_SIZE | fuse.FATTR_ATIME | fuse.FATTR_MTIME |
 		fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
-	if in.Valid&any == 0 && in.Uid != 0 {
+	if caller := in.InHeader.Uid; in.Valid&any == 0 && caller != 0 {
+		// The same request comes before a write by somebody else, which clears them itself; and from his chown, which may
+		// not and would be EPERM. They look alike.
 		var st unix.Statx_t
-		if err := sys.Stat(fd, "", &st); err != nil {
+		if err := sys.Stat(fd, "", &st); err != nil || st.Uid != caller {
 			return err
-		}
-		if st.Uid != in.Uid {
-			return unix.EPERM
 		}
 	}
 	if chuid || chgid || in.Valid&any == 0 {

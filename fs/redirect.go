@@ -20,8 +20,8 @@ type redirect struct {
 	m     *node // the staged file
 	w     *txn.Writer
 	flags int // of the open
-	d     *txn.Dir
-	name  string // what was opened, as far as it is known
+	d     *txn.Dir // GUARDED_BY(redirects.mu)
+	name  string   // GUARDED_BY(redirects.mu); what was opened, as far as it is known
 	begun time.Time
 }
 
@@ -71,6 +71,8 @@ func (r *redirects) leads(t thread, d *txn.Dir, name string) *node {
 	if rd == nil || rd.lazy() {
 		return nil
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if rd.d == d && rd.name == name {
 		return rd.m // even if the name has been taken from it meanwhile: then it was opened just before
 	}
@@ -81,10 +83,13 @@ func (r *redirects) leads(t thread, d *txn.Dir, name string) *node {
 // the caller meant.
 func (r *redirects) from(t thread, n *node, d *txn.Dir, name string) *node {
 	rd := r.find(t)
-	if rd == nil || rd.lazy() || rd.n != n {
+	if rd == nil || rd.lazy() || rd.n == nil || rd.n.ident != n.ident {
 		return nil
 	}
 	d.Rebind(rd.w.Staged(), name)
+	r.mu.Lock()
+	rd.d, rd.name = d, name // the kernel may look it up twice, and forget the version in between
+	r.mu.Unlock()
 	return rd.m
 }
 

@@ -321,3 +321,14 @@ func needRoot(t testing.TB) {
 		t.Skip("needs root")
 	}
 }
+
+// rounds scales a loop: a tenth with -short, twenty times as long in a soak (scripts/test --soak).
+func rounds(n int) int {
+	switch {
+	case os.Getenv("UNTORN_TEST_SOAK") != "":
+		return 20 * n
+	case testing.Short():
+		return n / 10
+	}
+	return n
+}

@@ -60,10 +60,7 @@ type death struct {
 // TestKilledWriters: 500 writers die at random points; the old version stays every time,
 // and what they wrote is in the salvage, byte for byte.
 func TestKilledWriters(t *testing.T) {
-	count := 500
-	if testing.Short() {
-		count = 50
-	}
+	count := rounds(500)
 	eachPath(t, func(t *testing.T, flags []string) {
 		m := newMount(t, flags...)
 		base := strings.Repeat("the old version\n", 5000)

@@ -13,6 +13,7 @@ func dataGroups() []posixGroup {
 	return []posixGroup{
 		{"data: seeks", dataSeeks},
 		{"data: append", dataAppend},
+		{"deviation: O_APPEND taken back", dataAppendNoMore},
 		{"data: wrong descriptors", dataWrongDescriptors},
 		{"data: truncate", dataTruncate},
 		{"data: fallocate", dataFallocate},
@@ -70,11 +71,19 @@ func dataAppend(b *bench) {
 	b.seek(one, 0, unix.SEEK_CUR)
 	b.pwrite(one, "five ", 0) // Linux appends all the same
 	b.pread(one, 100, 0)
-	_, err := unix.FcntlInt(uintptr(one), unix.F_SETFL, 0)
-	b.result("F_SETFL", err)
-	b.pwrite(one, "OLD", 0)
 	b.close(one)
 	b.close(two)
+	b.content("f")
+}
+
+// dataAppendNoMore: O_APPEND can be taken back by fcntl(2).
+func dataAppendNoMore(b *bench) {
+	b.file("f", b.me, 0o644, "old ")
+	fd := b.open("f", unix.O_RDWR|unix.O_APPEND, 0)
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0)
+	b.result("F_SETFL", err)
+	b.pwrite(fd, "OLD", 0)
+	b.close(fd)
 	b.content("f")
 }
 

@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -21,10 +22,7 @@ done`
 // TestClosedFileIsThere: when a command has ended, its output is there at once, in the
 // mount and in the backing.
 func TestClosedFileIsThere(t *testing.T) {
-	count := "1000"
-	if testing.Short() {
-		count = "100"
-	}
+	count := strconv.Itoa(rounds(1000))
 	writes := map[string]string{"builtin": `echo "version $i"`, "command": `/bin/echo "version $i"`}
 	eachPath(t, func(t *testing.T, flags []string) {
 		eachDurability(t, flags, func(t *testing.T, flags []string) {

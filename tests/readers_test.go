@@ -158,10 +158,7 @@ func lookByStat(path string) error {
 // TestReadersSeeWholeVersions: four readers, two in the mount and two in the backing, look
 // at a file while it is replaced all the time.
 func TestReadersSeeWholeVersions(t *testing.T) {
-	count := "2000"
-	if testing.Short() {
-		count = "200"
-	}
+	count := strconv.Itoa(rounds(2000))
 	eachPath(t, func(t *testing.T, flags []string) {
 		eachDurability(t, flags, func(t *testing.T, flags []string) {
 			m := newMount(t, flags...)

@@ -59,8 +59,12 @@ func copyXattrs(sys Sys, src, dst int) error {
 			continue
 		}
 		value, err := xattr(sys, src, name)
-		if err != nil {
+		switch err {
+		case nil:
+		case unix.ENODATA, unix.EPERM, unix.EACCES, unix.EOPNOTSUPP:
 			continue
+		default:
+			return fmt.Errorf("reading extended attribute %s: %w", name, err)
 		}
 		err = sys.Setxattr(dst, name, value, 0)
 		if err != nil && err != unix.EPERM && err != unix.EOPNOTSUPP && err != unix.EACCES {

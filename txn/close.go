@@ -299,8 +299,7 @@ func (st *Staged) last(w *Writer) {
 	end := w.end
 	st.latest = end
 	st.mu.Unlock()
-	if wait && st.inUse() {
-		st.o.pending.Add(1)
+	if wait && st.inUse() && st.o.busy() {
 		go func() {
 			defer st.o.pending.Done()
 			if st.awaitUnused() {

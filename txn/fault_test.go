@@ -30,8 +30,6 @@ type scene struct {
 	// the fsync of the directory, unless the scene has several steps.
 	may   map[string]string
 	steps bool
-	// known is a mistake of the code that the scene shows.
-	known string
 	// more is checked at the end of each run.
 	more func(a *attempt, err error)
 }
@@ -74,7 +72,7 @@ func (a *attempt) piece(w *Writer, text string, off int64) error {
 	if err == nil {
 		return nil
 	}
-	poisoned := tried != nil && Poisonous(tried) || knownReopen && tried == nil
+	poisoned := tried != nil && Poisonous(tried)
 	if poisoned {
 		w.Staged().Poison(err)
 	}
@@ -87,9 +85,6 @@ func (a *attempt) piece(w *Writer, text string, off int64) error {
 	}
 	return err
 }
-
-// knownReopen: when a write fails because the daemon cannot reopen the temp, the file is published with a hole in it.
-const knownReopen = true
 
 func first(errs ...error) error {
 	for _, err := range errs {
@@ -127,7 +122,7 @@ var scenes = []scene{
 		act: func(a *attempt) error { return a.replace("new", nil) },
 	},
 	{
-		name: "create exclusively what exists", known: "Create takes any error of its stat for a free name", want: map[string]string{},
+		name: "create exclusively what exists", want: map[string]string{},
 		act: func(a *attempt) error {
 			w, _, err := a.Root().Create("f", unix.O_WRONLY|unix.O_EXCL, 0o644, 0, a.me)
 			if err == nil {
@@ -167,7 +162,7 @@ var scenes = []scene{
 		},
 	},
 	{
-		name: "attributes", known: "adopt and copyXattrs pass over errors of stat and getxattr", want: map[string]string{"f": news}, may: map[string]string{"f": oldF},
+		name: "attributes", want: map[string]string{"f": news}, may: map[string]string{"f": oldF},
 		act: func(a *attempt) error {
 			return a.replace("f", func(*Writer) error {
 				return errors.Join(unix.Setxattr(a.at("f"), "user.note", []byte("x"), 0), os.Chmod(a.at("f"), 0o601))
@@ -209,7 +204,7 @@ var scenes = []scene{
 		},
 	},
 	{
-		name: "a second name that is taken", steps: true, known: "LinkStaged takes any error of its stat for a free name",
+		name: "a second name that is taken", steps: true,
 		want: map[string]string{"new": news}, may: map[string]string{"new": "-"},
 		act: func(a *attempt) error {
 			return a.replace("new", func(w *Writer) error {
@@ -288,9 +283,6 @@ func TestFaults(t *testing.T) {
 	killed := killedEnd(t)
 	for _, s := range scenes {
 		t.Run(s.name, func(t *testing.T) {
-			if s.known != "" {
-				t.Skip("known: " + s.known)
-			}
 			never := &oneFault{at: 1 << 30}
 			if s.run(t, never, killed); len(never.kinds) == 0 {
 				t.Fatal("no operation was seen")

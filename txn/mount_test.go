@@ -132,6 +132,7 @@ func (m *mount) create(name string, c Caller) *Writer {
 	w, joined, err := m.Root().Create(name, unix.O_WRONLY|unix.O_EXCL, 0o644, 0o022, c)
 	must(m.t, err)
 	equal(m.t, "joined", joined, false)
+	w.Opened()
 	return w
 }
 
@@ -139,6 +140,7 @@ func (m *mount) openWrite(name string, flags int, c Caller) *Writer {
 	m.t.Helper()
 	w, err := m.Root().OpenWrite(name, Ident{}, flags, c)
 	must(m.t, err)
+	w.Opened()
 	return w
 }
 
@@ -153,6 +155,7 @@ func put(t *testing.T, w *Writer, off int64, text string) {
 
 // finish is close(2) of the only descriptor and the RELEASE after it, whichever of them decides.
 func finish(w *Writer, c Caller) error {
+	w.Opened()
 	err := w.Flush(c)
 	w.Release()
 	if err != nil {
@@ -164,6 +167,7 @@ func finish(w *Writer, c Caller) error {
 // closeLast is a close(2) that must find out itself that it is the last.
 func closeLast(t *testing.T, w *Writer, c Caller) error {
 	t.Helper()
+	w.Opened()
 	err := w.Flush(c)
 	if s := w.Staged().State(); !s.Ended() {
 		t.Errorf("the last close leaves it %v", s)
@@ -175,6 +179,7 @@ func closeLast(t *testing.T, w *Writer, c Caller) error {
 // closeEarly is a close(2) after which others still write.
 func closeEarly(t *testing.T, w *Writer, c Caller) {
 	t.Helper()
+	w.Opened()
 	must(t, w.Flush(c))
 	w.Release()
 	equal(t, "state", w.Staged().State(), Writing)

@@ -73,8 +73,12 @@ func (d *Dir) LinkStaged(st *Staged, name string) error {
 		return unix.EXDEV
 	}
 	var s unix.Statx_t
-	if len(d.slots[name]) > 0 || d.o.sys.Stat(d.fd, name, &s) == nil {
+	err := d.o.sys.Stat(d.fd, name, &s)
+	if len(d.slots[name]) > 0 || err == nil {
 		return unix.EEXIST
+	}
+	if err != unix.ENOENT {
+		return err
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -192,6 +196,9 @@ func (d *Dir) Rename(name string, nd *Dir, nname string, flags uint, c Caller) (
 	ferr, terr := d.o.sys.Stat(d.fd, name, &from), d.o.sys.Stat(nd.fd, nname, &to)
 	if ferr != nil && (ferr != unix.ENOENT || own == nil) {
 		return moved, back, ferr
+	}
+	if terr != nil && terr != unix.ENOENT {
+		return moved, back, terr
 	}
 	reserved := terr != nil && len(nd.slots[nname]) > 0
 	if reserved && !nd.mayDisplace(nname, c) {

@@ -126,8 +126,11 @@ func (o *Overlay) Scratch() (int, error) {
 // Close salvages what is still staged (nobody can close it any more), waits for publishes that are under way, and gives
 // everything back. The Overlay must not be used after it.
 func (o *Overlay) Close() error {
-	close(o.closing)
+	o.mu.Lock()
+	close(o.closing) // nothing is added to pending any more
+	o.mu.Unlock()
 	o.pending.Wait()
+	o.releaseWatched()
 	for _, st := range o.Staged() {
 		st.abandon("the mount ended while the file was open")
 	}
@@ -144,6 +147,19 @@ func (o *Overlay) Close() error {
 	o.root.Release()
 	o.newest.Close()
 	return first
+}
+
+// busy counts the caller in pending; false when the Overlay is being closed.
+func (o *Overlay) busy() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	select {
+	case <-o.closing:
+		return false
+	default:
+		o.pending.Add(1)
+		return true
+	}
 }
 
 // Undo is Close for an Overlay that was never used: what Open made on disk is removed as well.

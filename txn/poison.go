@@ -1,6 +1,7 @@
 package txn
 
 import (
+	"errors"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -10,9 +11,10 @@ import (
 
 // Poisonous reports whether a failed write must keep the file from being published: programs often ignore these.
 func Poisonous(err error) bool {
-	switch err {
-	case unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EFBIG:
-		return true
+	for _, bad := range []error{unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EFBIG} {
+		if errors.Is(err, bad) {
+			return true
+		}
 	}
 	return false
 }

@@ -68,8 +68,11 @@ func (st *Staged) adopt() error {
 	sys := st.o.sys
 	var now, own unix.Statx_t
 	err := sys.Stat(at.dir.fd, at.name, &now)
-	if err != nil || (IdentOf(&now) == st.base.id && bare(now.Ctime) == st.base.ctime) {
+	if err == unix.ENOENT || (err == nil && IdentOf(&now) == st.base.id && bare(now.Ctime) == st.base.ctime) {
 		return nil // gone, or as it was
+	}
+	if err != nil {
+		return err
 	}
 	fd, err := sys.Open(at.dir.fd, at.name, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {

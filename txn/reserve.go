@@ -10,7 +10,7 @@ import (
 // to be salvaged, its record needs a block or two; then the reserve is spent.
 type reserve struct {
 	mu sync.Mutex
-	fd int // GUARDED_BY(mu); -1 when it is spent
+	fd int // GUARDED_BY(mu); 0 when there is none
 }
 
 // reserveSize is enough for some records and the directory blocks that they may need.
@@ -20,7 +20,7 @@ const reserveSize = 64 << 10
 func (r *reserve) fill(s *Store) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.fd >= 0 {
+	if r.fd != 0 {
 		return
 	}
 	sys, name := s.o.sys, s.next()
@@ -40,10 +40,10 @@ func (r *reserve) fill(s *Store) {
 func (r *reserve) spend(sys Sys) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.fd < 0 {
+	if r.fd == 0 {
 		return false
 	}
 	sys.Close(r.fd)
-	r.fd = -1
+	r.fd = 0
 	return true
 }

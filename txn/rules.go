@@ -156,8 +156,9 @@ func compileGlob(glob string) (*regexp.Regexp, error) {
 			if i+1 == len(g) {
 				return nil, bad("it ends in a backslash")
 			}
-			i++
-			b.WriteString(regexp.QuoteMeta(g[i : i+1]))
+			_, n := utf8.DecodeRuneInString(g[i+1:])
+			b.WriteString(regexp.QuoteMeta(g[i+1 : i+1+n]))
+			i += n
 		default:
 			r, n := utf8.DecodeRuneInString(g[i:])
 			if r == utf8.RuneError && n == 1 {

@@ -23,8 +23,12 @@ func (d *Dir) Create(name string, flags int, mode, umask uint32, c Caller) (w *W
 	d.mu.Lock()
 	reserved := len(d.slots[name]) > 0
 	var s unix.Statx_t
-	exists := d.o.sys.Stat(d.fd, name, &s) == nil
-	if exists || reserved {
+	err = d.o.sys.Stat(d.fd, name, &s)
+	if err != nil && err != unix.ENOENT {
+		d.mu.Unlock()
+		return nil, false, err
+	}
+	if exists := err == nil; exists || reserved {
 		d.mu.Unlock()
 		if flags&unix.O_EXCL != 0 {
 			return nil, false, unix.EEXIST
@@ -347,6 +351,7 @@ func (st *Staged) Writable(f func(fd int) error) error {
 	defer st.Unhold()
 	if st.o.opt.Passthrough {
 		if fd, err = st.o.sys.Reopen(fd, unix.O_RDWR); err != nil {
+			st.Poison(err) // whoever ignores the failed write must not have a hole published
 			return fmt.Errorf("reopening the temp: %w", err)
 		}
 		defer st.o.sys.Close(fd)
@@ -356,12 +361,15 @@ func (st *Staged) Writable(f func(fd int) error) error {
 
 // note records in the stage where the temp belongs, for whoever finds it after a crash.
 func (st *Staged) note() {
-	o := Origin{Temp: st.temp, Path: st.path(), Pid: st.pid(), Time: st.began}
+	st.mu.Lock()
+	temp, kind, clean := st.temp, st.kind, st.clean
+	st.mu.Unlock()
+	o := Origin{Temp: temp, Path: st.path(), Pid: st.pid(), Time: st.began}
 	if c := st.command.Load(); c != nil {
 		o.Command = *c
 	}
-	if st.kind == Copied {
-		o.Clean = &Clean{Size: st.clean.size, Mtime: nanos(st.clean.mtime), Ctime: nanos(st.clean.ctime)}
+	if kind == Copied {
+		o.Clean = &Clean{Size: clean.size, Mtime: nanos(clean.mtime), Ctime: nanos(clean.ctime)}
 	}
 	if err := st.store.note(o); err != nil {
 		st.o.log.Warn("recording where a staged file belongs", "path", o.Path, "err", err)

@@ -383,6 +383,7 @@ func TestManyAtOnce(t *testing.T) {
 					w, err = m.Root().OpenWrite(name, Ident{}, unix.O_WRONLY|unix.O_TRUNC, Caller{})
 				}
 				if err == nil {
+					w.Opened()
 					err = w.Staged().Writable(func(fd int) error {
 						_, err := unix.Pwrite(fd, []byte(name), 0)
 						return err

@@ -76,7 +76,7 @@ func (o *Overlay) store(d *Dir) (*Store, error) {
 		o.sys.Close(base)
 		return nil, err
 	}
-	s := &Store{o: o, key: d.key, baseID: IdentOf(&bst), base: base, made: made, reserve: reserve{fd: -1}, fd: -1, salvage: -1, origins: -1, quota: hasQuota(d.key.mount)}
+	s := &Store{o: o, key: d.key, baseID: IdentOf(&bst), base: base, made: made, fd: -1, salvage: -1, origins: -1, quota: hasQuota(d.key.mount)}
 	if err := s.open(); err != nil {
 		s.close()
 		return nil, err

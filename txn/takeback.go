@@ -50,6 +50,23 @@ func (o *Overlay) lookAgain() {
 	}
 }
 
+// releaseWatched gives up on every RELEASE that has yet to come.
+func (o *Overlay) releaseWatched() {
+	o.mu.Lock()
+	list := o.watched
+	o.watched = nil
+	o.mu.Unlock()
+	for _, w := range list {
+		w.st.mu.Lock()
+		stood := w.st.stood.dir
+		w.st.stood = place{}
+		w.st.mu.Unlock()
+		if stood != nil {
+			stood.Release()
+		}
+	}
+}
+
 // TakeBack stages a file again that was published although somebody can still write to it. It does nothing when all
 // writers are gone. On failure the version stays as it is, and what is still written changes it in place; that is logged.
 func (st *Staged) TakeBack() {
@@ -66,11 +83,10 @@ func (st *Staged) TakeBack() {
 		return
 	}
 	defer at.dir.Release()
-	select {
-	case <-st.o.closing:
+	if !st.o.busy() {
 		return
-	default:
 	}
+	defer st.o.pending.Done()
 	if err := st.takeBack(at.dir, at.name); err != nil && err != errReplaced {
 		st.o.log.Error("a file is still being written after it was published", "path", at.dir.Path(at.name), "err", err)
 	}
@@ -99,6 +115,7 @@ func (st *Staged) takeBack(d *Dir, name string) error {
 	}
 	var s unix.Statx_t
 	if err := sys.Stat(fd, "", &s); err != nil {
+		sys.Unlink(st.store.fd, temp)
 		return err
 	}
 	unlock := lockDirs(d)

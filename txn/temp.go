@@ -26,13 +26,13 @@ func (st *Staged) makeNew(d *Dir, mode, umask uint32, c Caller) error {
 			}
 			return st.snapshot()
 		}
+		var s unix.Statx_t
+		if sys.Stat(d.fd, "", &s) == nil && s.Nlink == 0 {
+			return unix.ENOENT // the directory has been removed; ext4 says EPERM to that
+		}
 		// EOPNOTSUPP: the filesystem; EISDIR, ENOENT: a kernel or FUSE filesystem that never heard of it (open(2)).
 		if err != unix.EOPNOTSUPP && err != unix.EISDIR && err != unix.ENOENT {
 			return err
-		}
-		var s unix.Statx_t
-		if err == unix.ENOENT && (sys.Stat(d.fd, "", &s) != nil || s.Nlink == 0) {
-			return unix.ENOENT // the directory has been removed
 		}
 		st.store.noTmpfile.Store(true)
 	}
