@@ -19,7 +19,7 @@ type redirect struct {
 	n     *node // the version that was opened; nil for a reserved name
 	m     *node // the staged file
 	w     *txn.Writer
-	flags int // of the open
+	flags int      // of the open
 	d     *txn.Dir // GUARDED_BY(redirects.mu)
 	name  string   // GUARDED_BY(redirects.mu); what was opened, as far as it is known
 	begun time.Time
