@@ -174,6 +174,11 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	if n.staged != nil {
+		if _, err := n.staged.Hold(); err == nil {
+			defer n.staged.Unhold() // truncate(2) publishes it, and it may be replaced before we look at it
+		}
+	}
 	if size, ok := in.GetSize(); ok {
 		var err error
 		if fh, ok := in.GetFh(); ok && f.files.get(fh) != nil {

@@ -186,8 +186,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 	if name == txn.Hidden {
 		return fuse.EPERM
 	}
-	before := f.redirects.take(f.thread(&in.InHeader))
-	f.redirects.drop(before)
+	f.redirects.drop(f.redirects.take(f.thread(&in.InHeader)))
 	c := f.caller(&in.InHeader)
 	direct := d.Direct(name)
 	if !direct {
@@ -211,20 +210,18 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		return status(err)
 	}
 	m := f.nodes.ofStaged(w.Staged(), parent, name)
-	if joined && (before != nil || f.pins.wanted(f.thread(&in.InHeader))) {
-		// The kernel is in its second try already, and there is no third: so the right to the file is checked here.
-		if err := f.mayOpen(m, in.Flags, c); err != nil {
+	if joined {
+		// The kernel took the name for free and checked no right to the file.
+		switch f.mayOpen(m, in.Flags, c) {
+		case denied:
 			w.Abandon()
 			f.nodes.unref(m)
-			return status(err)
+			return fuse.EACCES
+		case unclear:
+			// A repeated lookup finds it, and makes the kernel check.
+			f.redirects.put(f.thread(&in.InHeader), &redirect{m: m, w: w, flags: int(in.Flags), d: d, name: name})
+			return fuse.Status(unix.ESTALE)
 		}
-		joined = false
-	}
-	if joined {
-		// The kernel took the name for free and checked no right to the file. A repeated lookup finds it, and makes the
-		// kernel check.
-		f.redirects.put(f.thread(&in.InHeader), &redirect{m: m, w: w, flags: int(in.Flags), d: d, name: name})
-		return fuse.Status(unix.ESTALE)
 	}
 	defer f.nodes.unref(m)
 	if s := f.answerStaged(m, &out.EntryOut); !s.Ok() {
@@ -236,40 +233,6 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		f.nodes.forget(m.id, 1)
 	}
 	return s
-}
-
-// mayOpen is what the kernel would check before an open: the mode bits. Where an ACL stands behind them nothing is
-// granted.
-func (f *FS) mayOpen(m *node, flags uint32, c txn.Caller) error {
-	if c.Uid == 0 {
-		return nil
-	}
-	var st unix.Statx_t
-	if err := m.staged.Stat(&st); err != nil {
-		return err
-	}
-	want := uint16(4)
-	if flags&unix.O_ACCMODE == unix.O_WRONLY {
-		want = 2
-	} else if flags&unix.O_ACCMODE == unix.O_RDWR || flags&unix.O_TRUNC != 0 {
-		want = 6
-	}
-	granted := st.Mode & 7
-	if st.Uid == c.Uid {
-		granted = st.Mode >> 6 & 7
-	} else if st.Gid == c.Gid {
-		granted = st.Mode >> 3 & 7
-	}
-	if granted&want != want {
-		return unix.EACCES
-	}
-	if st.Uid != c.Uid && f.withFd(m, func(fd int) error {
-		_, err := f.o.Sys().Getxattr(fd, "system.posix_acl_access", nil)
-		return err
-	}) == nil {
-		return unix.EACCES
-	}
-	return nil
 }
 
 // createInPlace makes a file that the rules exempt.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -168,14 +169,15 @@ func fuseDevice(dir string) string {
 // descriptors lists what the daemon has open. Directories opened with O_PATH are left
 // out: they stand for inodes that the kernel may still look up, and go when it forgets
 // them, under memory pressure or at the unmount, not when a file is closed. Left out as
-// well are pipes and /dev/null: go-fuse keeps a pool of them for splicing.
+// well are pipes and /dev/null: go-fuse keeps a pool of them for splicing; and the stage
+// itself, because one is opened for each filesystem in the backing when it is first used.
 func (m *mount) descriptors() []string {
 	dir := fmt.Sprintf("/proc/%d", m.daemon.Process.Pid)
 	entries, _ := os.ReadDir(dir + "/fd")
 	var open []string
 	for _, e := range entries {
 		link, err := os.Readlink(dir + "/fd/" + e.Name())
-		if err != nil || link == "/dev/null" || strings.HasPrefix(link, "pipe:") || m.isPathDirectory(dir, e.Name()) {
+		if err != nil || link == "/dev/null" || strings.HasPrefix(link, "pipe:") || ofStage.MatchString(link) || m.isPathDirectory(dir, e.Name()) {
 			continue
 		}
 		open = append(open, link)
@@ -183,6 +185,9 @@ func (m *mount) descriptors() []string {
 	slices.Sort(open)
 	return open
 }
+
+// ofStage: .untorn, salvage, stage/INSTANCE, its list of origins, and the reserve of space, which is unlinked and small.
+var ofStage = regexp.MustCompile(`/\.untorn(/salvage|/stage/[0-9a-f]{16}(/origins|/1 \(deleted\))?)?$`)
 
 func (m *mount) isPathDirectory(proc, fd string) bool {
 	info, _ := os.ReadFile(proc + "/fdinfo/" + fd)
