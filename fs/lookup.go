@@ -94,6 +94,9 @@ func (f *FS) answerStaged(m *node, out *fuse.EntryOut) fuse.Status {
 	if err := m.staged.Stat(&st); err != nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	m.mu.Lock()
+	m.found = &st
+	m.mu.Unlock()
 	f.nodes.count(m)
 	out.NodeId, out.Generation = m.id, 1
 	f.fillAttr(&out.Attr, &st)
