@@ -18,10 +18,10 @@ func TestStatus(t *testing.T) {
 		fmt.Errorf("staging: %w", fmt.Errorf("making the temp: %w", unix.EDQUOT)): unix.EDQUOT,
 		fmt.Errorf("%w: %w", txn.ErrPoisoned, unix.EFBIG):                         unix.EFBIG,
 		fmt.Errorf("looking: %w", txn.ErrStale):                                   unix.ESTALE,
-		txn.ErrReadOnly:         unix.EROFS,
-		txn.ErrOwner:            unix.EPERM,
-		errEscape:               unix.EBUSY,
-		errors.New("a mystery"): unix.EIO,
+		txn.ErrReadOnly:                                                           unix.EROFS,
+		txn.ErrOwner:                                                              unix.EPERM,
+		errEscape:                                                                 unix.EBUSY,
+		errors.New("a mystery"):                                                   unix.EIO,
 	} {
 		if got := status(err); unix.Errno(got) != want {
 			t.Errorf("%v: %v, want %v", err, got, want)
