@@ -107,7 +107,7 @@ func (st *Staged) inspect(c Caller) (proc.End, holders) {
 		return end, some
 	}
 	if rdwr && !end.Known() {
-		a := proc.Maps(c.Tid, st.shownIno(), st.id.Ino)
+		a := proc.Maps(c.Tid, append(f.Inos, st.id.Ino)...)
 		if a == proc.Yes {
 			st.mapped(c.Tid)
 		}
@@ -140,7 +140,7 @@ func (st *Staged) inspectOthers(openers, family []uint32, c Caller, f proc.File,
 		}
 		a := proc.HeldBy(pid, f)
 		if a == proc.No && rdwr {
-			a = proc.Maps(pid, st.shownIno(), st.id.Ino)
+			a = proc.Maps(pid, append(f.Inos, st.id.Ino)...)
 		}
 		return answer(a)
 	}

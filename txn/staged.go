@@ -22,7 +22,7 @@ type Staged struct {
 	// command is what its writer was started as, found out when it has been writing for a while.
 	command atomic.Pointer[string]
 
-	// Set while Preparing, constant after ready is closed.
+	// Set while Preparing, constant after ready is closed, unless the file is taken back.
 	temp  string
 	id    Ident   // of the temp, and of the version when it is published
 	base  version // what it was started from; zero for New

@@ -434,17 +434,27 @@ func TestFileSizeLimit(t *testing.T) {
 }
 
 func TestCommand(t *testing.T) {
-	cmd := exec.Command("sleep", "60")
+	cmd := exec.Command("cat", "-")
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	defer in.Close()
+	out, err := cmd.StdoutPipe()
+	must(t, err)
 	must(t, cmd.Start())
+	// Start returns in the middle of execve, when there are no arguments to see yet. What it echoes shows that it runs.
+	_, err = in.Write([]byte("x"))
+	must(t, err)
+	_, err = out.Read(make([]byte, 1))
+	must(t, err)
 	pid := uint32(cmd.Process.Pid)
-	if c := Command(pid); c != "sleep 60" {
+	if c := Command(pid); c != "cat -" {
 		t.Errorf("command %q", c)
 	}
 	cmd.Process.Kill()
 	var info unix.Siginfo
 	for unix.Waitid(unix.P_PID, cmd.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 	}
-	if c := Command(pid); c != "sleep" { // all that is left of a zombie
+	if c := Command(pid); c != "cat" { // all that is left of a zombie
 		t.Errorf("command of a zombie %q", c)
 	}
 	cmd.Wait()
