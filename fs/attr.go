@@ -42,7 +42,7 @@ func (f *FS) stat(n *node, out *unix.Statx_t) error {
 	if err == unix.ENOENT || (err == nil && txn.IdentOf(out) != n.ident) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		if n.found != nil {
+		if n.found != nil && n.found.Nlink == 1 { // with other links it lives on, and a lookup finds it
 			*out = *n.found
 			return nil
 		}
@@ -130,6 +130,7 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 	if err := f.stat(n, &st); err != nil {
 		return f.answer(&in.InHeader, err)
 	}
+	n.remember(&st)
 	f.fillAttr(&out.Attr, &st)
 	if n == f.nodes.root && st.Nlink > 2 && !f.o.ReadOnly() {
 		out.Nlink-- // .untorn does not count (btrfs counts no directories: always 1)
@@ -197,9 +198,20 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 	if err := f.stat(n, &st); err != nil {
 		return f.answer(&in.InHeader, err)
 	}
+	n.remember(&st)
 	f.fillAttr(&out.Attr, &st)
 	out.SetTimeout(f.attrTimeout(n))
 	return fuse.OK
+}
+
+// remember keeps how the inode looks, if that is kept for this node, see node.found.
+func (n *node) remember(st *unix.Statx_t) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.found != nil {
+		copied := *st
+		n.found = &copied
+	}
 }
 
 // setAttr changes everything but the size.

@@ -36,7 +36,7 @@ func TestCopy(t *testing.T) {
 			rsync -aH src/ dst/; rsync -aHi src/ dst/ # nothing to do
 			rm src/a; seq 4000 > src/a; touch -d 2004-04-04T04:04:04Z src/a; rm src/zero; echo new > src/new
 			rsync -aHi --delete src/ dst/ | sort
-			rsync -a --inplace --no-whole-file src/ inplace/; seq 2 5000 > src/a; touch -d 2005-05-05T05:05:05Z src/a src/new
+			rsync -a --inplace --no-whole-file src/ inplace/; seq 2 5000 > src/a; touch -d 2005-05-05T05:05:05Z src/a src/new src
 			rsync -ai --inplace --no-whole-file src/ inplace/ | sort; cmp src/a inplace/a
 			rsync -a --append src/a dst/sub/b; rsync -a --backup --suffix=.was src/a dst/new
 			rsync -aS src/sparse dst/sparser; rsync -a --link-dest=../dst src/ linked/; rsync -a --delay-updates src/ delayed/
