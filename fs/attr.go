@@ -42,7 +42,7 @@ func (f *FS) stat(n *node, out *unix.Statx_t) error {
 	if err == unix.ENOENT || (err == nil && txn.IdentOf(out) != n.ident) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		if n.found != nil && n.found.Nlink == 1 { // with other links it lives on, and a lookup finds it
+		if n.found != nil && n.found.Nlink <= 1 { // with other links it lives on, and a lookup finds it
 			*out = *n.found
 			return nil
 		}
