@@ -51,7 +51,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 	if rd := f.redirects.waiting(f.thread(in)); rd != nil && n.fmt == unix.S_IFREG {
 		return f.stageLate(rd, n, parent, d, name, f.caller(in), out)
 	}
-	f.answerVersion(n, &e, out)
+	f.answerVersion(n, d, &e, out)
 	return fuse.OK
 }
 
@@ -71,12 +71,12 @@ func (f *FS) stageLate(rd *redirect, n, parent *node, d *txn.Dir, name string, c
 
 // answerVersion fills the answer for a version, whose lookup has been counted. While something is staged for its name,
 // nothing of it may be cached: then publishing needs no invalidation.
-func (f *FS) answerVersion(n *node, e *txn.Entry, out *fuse.EntryOut) {
+func (f *FS) answerVersion(n *node, d *txn.Dir, e *txn.Entry, out *fuse.EntryOut) {
 	out.NodeId, out.Generation = n.id, 1
 	f.fillAttr(&out.Attr, &e.Stat)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if e.Staged || n.found != nil {
+	if e.Staged || n.found != nil || (d.Stirred() && n.fmt == unix.S_IFREG) {
 		st := e.Stat
 		n.found = &st
 	}
@@ -109,7 +109,7 @@ func (f *FS) answerMade(parent *node, d *txn.Dir, name string, out *fuse.EntryOu
 	if err := d.Stat(name, &e.Stat); err != nil {
 		return status(err)
 	}
-	f.answerVersion(f.nodes.version(&e.Stat, parent, name), &e, out)
+	f.answerVersion(f.nodes.version(&e.Stat, parent, name), d, &e, out)
 	return fuse.OK
 }
 

@@ -30,8 +30,8 @@ type node struct {
 	reading *reader  // GUARDED_BY(mu); the descriptor that those who read share
 	backing *backing // GUARDED_BY(mu); passthrough registration, one for all open files
 	seen    seen     // GUARDED_BY(mu); how it looked when it was opened last
-	// found is how it looked at the last lookup, kept once something was staged for its name: the kernel asks for the
-	// attributes again at once, because it may not cache them, and the inode may be gone by then.
+	// found is how it looked at the last lookup, kept once something was staged beside it: the kernel may ask for the
+	// attributes again at once, and the inode may be gone by then.
 	found *unix.Statx_t // GUARDED_BY(mu)
 }
 

@@ -248,7 +248,7 @@ func (f *FS) createInPlace(parent *node, d *txn.Dir, name string, in *fuse.Creat
 		return status(err)
 	}
 	n := f.nodes.version(&e.Stat, parent, name)
-	f.answerVersion(n, &e, &out.EntryOut)
+	f.answerVersion(n, d, &e, &out.EntryOut)
 	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: fd, own: true}, &out.OpenOut)
 }
 
@@ -272,6 +272,6 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		return status(err)
 	}
 	n := f.nodes.version(&e.Stat, parent, "")
-	f.answerVersion(n, &e, &out.EntryOut)
+	f.answerVersion(n, d, &e, &out.EntryOut)
 	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: fd, own: true}, &out.OpenOut)
 }

@@ -87,7 +87,7 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 		var t txn.Entry
 		if s.d.Stat(e.Name, &t.Stat) == nil {
 			t.Staged = s.d.HasStaged(e.Name)
-			f.answerVersion(f.nodes.version(&t.Stat, s.n, e.Name), &t, entry)
+			f.answerVersion(f.nodes.version(&t.Stat, s.n, e.Name), s.d, &t, entry)
 		}
 		return true
 	})

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,6 +31,7 @@ type Dir struct {
 	mu    sync.Mutex
 	slots map[string][]*Staged // GUARDED_BY(mu); what is staged for a name, oldest first
 	live  atomic.Int32         // len(slots), to pass by quickly
+	stir  atomic.Int64         // when something was last staged here, in nanoseconds since the epoch
 }
 
 // dirAt opens the directory (at, name) or finds the Dir that it is known as.
@@ -115,10 +117,17 @@ func lockDirs(dirs ...*Dir) (unlock func()) {
 	}
 }
 
+// Stirred reports whether something was staged in d in the last seconds, so that its versions may be replaced any moment.
+func (d *Dir) Stirred() bool {
+	const lately = 5 * time.Second
+	return time.Now().UnixNano()-d.stir.Load() < int64(lately)
+}
+
 // put adds a staged file to a name.
 //
 // LOCKS_REQUIRED(d.mu)
 func (d *Dir) put(name string, st *Staged) {
+	d.stir.Store(time.Now().UnixNano())
 	if len(d.slots[name]) == 0 {
 		d.live.Add(1)
 	}
