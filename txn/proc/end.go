@@ -18,7 +18,7 @@ type End struct {
 // block. The flag PF_SIGNALED beside it would be no evidence: an ordinary exit of a process with several threads has it.
 func EndOf(tid uint32) End {
 	var buf [1024]byte
-	text, err := read(dir(tid)+"/stat", buf[:])
+	text, err := readRecord(dir(tid)+"/stat", buf[:])
 	if err != nil {
 		return End{}
 	}

@@ -41,9 +41,12 @@ func Descriptors(tid uint32) int {
 
 // Holds tells whether the process of tid has a descriptor of f. It never blocks. No process is No.
 func Holds(tid uint32, f File) Answer {
-	if Descriptors(tid) > manyDescriptors {
-		return Unknown
-	}
+	a, _ := Search(tid, f)
+	return a
+}
+
+// Search is Holds, and tells how many descriptors were looked at: 0 also for a process that is exiting.
+func Search(tid uint32, f File) (a Answer, seen int) {
 	return eachFdinfo(tid, func(text []byte) Answer {
 		if field(text, "SqMask") != nil {
 			return Unknown // an io_uring, which may have the file registered (io_uring_register(2))
@@ -52,44 +55,47 @@ func Holds(tid uint32, f File) Answer {
 	})
 }
 
-// manyDescriptors is beyond which a process is not searched: each costs some microseconds at each close, and a program
-// that closes thousands of files would wait for seconds.
-const manyDescriptors = 512
+// manyDescriptors is how many descriptors of a process are searched: each costs some microseconds at each close, and a
+// program that closes ten thousand files would wait for minutes.
+const manyDescriptors = 2048
 
 // eachFdinfo asks about every descriptor of a process, until the answer is not No.
-func eachFdinfo(tid uint32, ask func(text []byte) Answer) Answer {
-	base := dir(tid) + "/fdinfo/"
-	d, err := unix.Open(base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+func eachFdinfo(tid uint32, ask func(text []byte) Answer) (a Answer, seen int) {
+	d, err := unix.Open(dir(tid)+"/fdinfo", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err == unix.ENOENT || err == unix.ESRCH {
-		return No
+		return No, 0
 	}
 	if err != nil {
-		return Unknown
+		return Unknown, 0
 	}
 	defer unix.Close(d)
 	var ents [4096]byte
 	var buf [512]byte
 	for {
+		// The last call returns nothing: a signal may cut any other one short.
 		n, err := unix.Getdents(d, ents[:])
 		if err == unix.ENOENT || err == unix.ESRCH {
-			return No // it exited while we were reading
+			return No, seen // it exited while we were reading
 		}
 		if err != nil {
-			return Unknown
+			return Unknown, seen
 		}
 		if n == 0 {
-			return No
+			return No, seen
 		}
 		for _, name := range direntNames(ents[:n]) {
-			text, err := read(base+name, buf[:])
+			if seen++; seen > manyDescriptors {
+				return Unknown, seen
+			}
+			text, err := readAt(d, name, buf[:])
 			if err == unix.ENOENT || err == unix.ESRCH {
 				continue // closed meanwhile
 			}
 			if err != nil {
-				return Unknown
+				return Unknown, seen
 			}
 			if a := ask(text); a != No {
-				return a
+				return a, seen
 			}
 		}
 	}
@@ -163,12 +169,13 @@ func HasSockets(tid uint32) Answer {
 	if !scmFds() {
 		return Unknown
 	}
-	return eachFdinfo(tid, func(text []byte) Answer {
+	a, _ := eachFdinfo(tid, func(text []byte) Answer {
 		if field(text, "scm_fds") != nil {
 			return Yes
 		}
 		return No
 	})
+	return a
 }
 
 // scmFds reports whether this kernel tells sockets from other files in fdinfo.
@@ -184,10 +191,12 @@ var scmFds = sync.OnceValue(func() bool {
 	return err == nil && field(text, "scm_fds") != nil
 })
 
-// Maps tells whether the process of tid has a shared writable mapping of an inode with one of these numbers. A process
-// that is inside execve makes it Unknown, after a moment.
+// Maps tells whether the process of tid has a shared writable mapping of an inode with one of these numbers.
 func Maps(tid uint32, inos ...uint64) Answer {
-	text, err := within(5*time.Millisecond, func() ([]byte, error) {
+	if in, err := inExec(tid); err == unix.ENOENT || err == unix.ESRCH || in {
+		return No // the memory that it had is gone, and the new one maps nothing yet
+	}
+	text, err := within(stuck, func() ([]byte, error) {
 		return read(dir(tid)+"/maps", make([]byte, 64<<10))
 	})
 	if err == unix.ENOENT || err == unix.ESRCH {
@@ -221,15 +230,33 @@ func Maps(tid uint32, inos ...uint64) Answer {
 	return No
 }
 
+// stuck is when to give up on a process whose memory map cannot be read. None makes us wait for longer than a system call
+// takes, see inExec, but one that is caught in a page fault on a filesystem that does not answer.
+const stuck = 10 * time.Second
+
+// inExec reports whether a process is past the point of no return in execve(2): it has a new memory already, in which
+// nothing can be executed yet, not even the vdso. That is where it closes what is close-on-exec and waits for our answer,
+// holding the lock that /proc/PID/maps takes. (exec_mmap() takes exec_update_lock, then sets the new memory;
+// setup_new_exec(), after the closing, gives it back; load_elf_binary() maps the program after that: Linux 5.11 to 6.18.)
+//
+// So whoever reads the maps of a process that is not in execve may still have to wait for one that enters it then, and
+// thus for the answer to that one's request, but never for itself: our caller is in execve, if at all, before we look at
+// others, so that of any circle of such waits one would have been told that the next one is in execve.
+func inExec(tid uint32) (bool, error) {
+	var buf [4096]byte
+	text, err := readRecord(dir(tid)+"/status", buf[:])
+	if err != nil {
+		return false, err
+	}
+	return string(field(text, "VmExe")) == "0 kB" && string(field(text, "VmLib")) == "0 kB", nil
+}
+
 // HeldBy is Holds for a whole process. The first thread of a process may have exited before the others: its own
 // descriptor table is gone then, and another thread has to be asked.
 func HeldBy(pid uint32, f File) Answer {
-	a := Holds(pid, f)
-	if a != No {
+	a, seen := Search(pid, f)
+	if a != No || seen > 0 {
 		return a
-	}
-	if Descriptors(pid) != 0 {
-		return No
 	}
 	if p, err := Of(pid); err != nil || !p.Exiting {
 		return No

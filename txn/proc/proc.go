@@ -4,8 +4,8 @@
 // execve(2) or exit(2), and some files of /proc block until such a call has ended: the links in /proc/TID/fd,
 // /proc/TID/stat and /proc/TID/maps take a lock that execve holds (exec_update_lock, since Linux 5.11;
 // cred_guard_mutex before), and the exec waits for our answer. /proc/TID/status, the size of /proc/TID/fd and all of
-// /proc/TID/fdinfo never block (verified on Linux 6.18). So the blocking ones are read only when it is known that no
-// exec is going on, or with a deadline.
+// /proc/TID/fdinfo never block (verified on Linux 6.18). So the blocking ones are read only when it is known that the
+// caller is not in an exec, see inExec.
 package proc
 
 import (
@@ -24,9 +24,20 @@ const root = "/proc/"
 
 func dir(tid uint32) string { return root + strconv.FormatUint(uint64(tid), 10) }
 
-// read returns the content of a small file of /proc, using buf where it suffices.
-func read(path string, buf []byte) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// read returns the content of a file of /proc, using buf where it suffices.
+func read(path string, buf []byte) ([]byte, error) { return readFile(unix.AT_FDCWD, path, buf, false) }
+
+// readRecord is read for a file that is one record, which the kernel makes up at once (single_open()): a read that does
+// not fill the buffer has got all of it.
+func readRecord(path string, buf []byte) ([]byte, error) {
+	return readFile(unix.AT_FDCWD, path, buf, true)
+}
+
+// readAt is readRecord relative to a directory.
+func readAt(d int, name string, buf []byte) ([]byte, error) { return readFile(d, name, buf, true) }
+
+func readFile(d int, path string, buf []byte, record bool) ([]byte, error) {
+	fd, err := unix.Openat(d, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +52,7 @@ func read(path string, buf []byte) ([]byte, error) {
 			return nil, err
 		}
 		n += m
-		if m == 0 {
+		if m == 0 || record && n < len(buf) {
 			return buf[:n], nil
 		}
 		if n == len(buf) {
@@ -81,18 +92,22 @@ func number(b []byte) int64 {
 type Process struct {
 	Pid, Parent uint32
 	Name        string // comm(5), at most 15 bytes
-	// Exiting: the thread is in exit(2) and has given up its descriptors. Exit is meaningful then.
+	// Exiting: the thread is in exit(2) and has given up its descriptors. EndOf is meaningful then.
 	Exiting bool
+	// Dead: a zombie. Every thread has closed what was left in the table: exit_files() comes before exit_notify().
+	Dead bool
 }
 
 // Of reads /proc/TID/status. It never blocks. The error is unix.ENOENT when there is no such thread.
 func Of(tid uint32) (Process, error) {
 	var buf [4096]byte
-	text, err := read(dir(tid)+"/status", buf[:])
+	text, err := readRecord(dir(tid)+"/status", buf[:])
 	if err != nil {
 		return Process{}, err
 	}
+	state, threads := field(text, "State"), number(field(text, "Threads"))
 	return Process{
+		Dead:    len(state) > 0 && (state[0] == 'Z' || state[0] == 'X') && threads <= 1,
 		Pid:     uint32(number(field(text, "Tgid"))),
 		Parent:  uint32(number(field(text, "PPid"))),
 		Name:    string(field(text, "Name")),
@@ -103,7 +118,7 @@ func Of(tid uint32) (Process, error) {
 // Groups are the supplementary groups of a thread.
 func Groups(tid uint32) ([]uint32, error) {
 	var buf [4096]byte
-	text, err := read(dir(tid)+"/status", buf[:])
+	text, err := readRecord(dir(tid)+"/status", buf[:])
 	if err != nil {
 		return nil, err
 	}
@@ -256,11 +271,11 @@ func MaxPid() uint32 {
 	return uint32(number(bytes.TrimSpace(text)))
 }
 
-// errBlocked: the file of /proc could not be read in time, most likely because the process is inside execve.
+// errBlocked: the file of /proc could not be read in time.
 var errBlocked = errors.New("blocked")
 
-// within runs f, which may block until our answer to a request, and gives up after a moment. f then ends later by
-// itself; it must not use anything that the caller reuses.
+// within runs f, which may block, and gives up after d. f then ends later by itself; it must not use anything that the
+// caller reuses.
 func within[T any](d time.Duration, f func() (T, error)) (T, error) {
 	type result struct {
 		v   T
