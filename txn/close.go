@@ -10,15 +10,6 @@ import (
 	"untorn/txn/proc"
 )
 
-// holders is what is known of who still has a staged file open when one of its descriptors is closed.
-type holders uint8
-
-const (
-	perhaps holders = iota // cannot be told; RELEASE will
-	some
-	none
-)
-
 // Flush handles one close(2) by c, or the closing of a descriptor in execve(2) or exit(2). If it is provably the last,
 // the staged file comes to its end here and the error is what close(2) returns; otherwise the error is that of an earlier
 // failed write, if any.
@@ -29,15 +20,13 @@ func (w *Writer) Flush(c Caller) error {
 	}
 	st.mu.Lock()
 	joins := st.joins
-	w.flushed = true
+	w.flushed, st.closed = true, true
 	st.mu.Unlock()
 	end, have := st.inspect(c)
 	if end.Signal() == 0 {
 		st.probe(c)
 	}
 	st.mu.Lock()
-	w.end = end
-	st.latest = end
 	st.idle = have == none
 	st.doubt = time.Time{}
 	if have != some {
@@ -62,117 +51,6 @@ func (st *Staged) failure() error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return st.result
-}
-
-// inspect finds out who else has the staged file open while c closes a descriptor of it, and, if c is exiting, how it
-// ends. It reads only what never blocks, see package proc.
-func (st *Staged) inspect(c Caller) (proc.End, holders) {
-	if c.Tid == 0 {
-		return proc.End{}, perhaps
-	}
-	var end proc.End
-	f := st.inProc()
-	switch n := proc.Descriptors(c.Tid); {
-	case n < 0:
-		return end, perhaps
-	case n == 0:
-		if p, err := proc.Of(c.Tid); err != nil {
-			return end, perhaps
-		} else if p.Exiting {
-			if end = proc.EndOf(c.Tid); !end.Known() {
-				st.o.blind.Do(func() {
-					st.o.log.Warn("no right to see how a writer ended (ptrace): if it was killed, what it wrote is published",
-						"path", st.path(), "pid", p.Pid, "command", p.Name)
-				})
-			}
-		}
-	default:
-		if a := proc.Holds(c.Tid, f); a != proc.No {
-			return end, answer(a)
-		}
-	}
-	st.mu.Lock()
-	rdwr, opening := false, false
-	others := make([]uint32, 0, 8)
-	pids := slices.Clone(st.pids)
-	for _, o := range st.write {
-		rdwr = rdwr || o.rdwr
-		opening = opening || !o.flushed
-		if !o.closed && o.pid != c.Tid && o.tid != c.Tid {
-			others = append(others, o.pid)
-		}
-	}
-	st.mu.Unlock()
-	if opening {
-		return end, some
-	}
-	if rdwr && !end.Known() {
-		a := proc.Maps(c.Tid, append(f.Inos, st.id.Ino)...)
-		if a == proc.Yes {
-			st.mapped(c.Tid)
-		}
-		if a != proc.No {
-			return end, answer(a)
-		}
-	}
-	return end, st.inspectOthers(others, pids, c, f, rdwr)
-}
-
-func answer(a proc.Answer) holders {
-	switch a {
-	case proc.Yes:
-		return some
-	case proc.No:
-		return none
-	}
-	return perhaps
-}
-
-// forkBound is how many living processes younger than the open are looked at before it is left to RELEASE.
-const forkBound = 512
-
-// inspectOthers looks at the processes that opened the file, and at all that were forked since: nobody else can have
-// inherited it. (A descriptor sent over a socket to an older process is the exception, see doc.go.)
-func (st *Staged) inspectOthers(openers, family []uint32, c Caller, f proc.File, rdwr bool) holders {
-	look := func(pid uint32) holders {
-		if pid == 0 {
-			return perhaps
-		}
-		a := proc.HeldBy(pid, f)
-		if a == proc.No && rdwr {
-			a = proc.Maps(pid, append(f.Inos, st.id.Ino)...)
-		}
-		return answer(a)
-	}
-	for _, pid := range openers {
-		if h := look(pid); h != none {
-			return h
-		}
-	}
-	newest := st.o.newest.Pid()
-	if newest == st.fork {
-		return none
-	}
-	if st.fork == 0 || newest == 0 {
-		return perhaps
-	}
-	since, err := proc.Since(st.fork, newest)
-	if err != nil || len(since) > forkBound {
-		return perhaps
-	}
-	for _, pid := range since {
-		if pid == c.Tid {
-			continue
-		}
-		h := look(pid)
-		if h == perhaps && !proc.MayInherit(pid, family) {
-			continue // somebody else's
-		}
-		if h != none {
-			return h
-		}
-	}
-	return none
 }
 
 // mapped remembers a process that keeps the file mapped beyond its last descriptor: when the mapping goes nobody tells
@@ -215,20 +93,14 @@ func (w *Writer) Release() {
 		w.Abandon()
 		return
 	}
-	st.dismiss(w)
+	stood := st.dismiss(w)
 	left := false
 	for _, o := range st.write {
 		left = left || !o.closed
 	}
 	over := st.state != Writing && st.state != Detached
-	var last *Dir
-	if len(st.write) == 0 {
-		last, st.stood = st.stood.dir, place{}
-	}
 	st.mu.Unlock()
-	if last != nil {
-		last.Release()
-	}
+	stood.release()
 	if left || over {
 		return
 	}
@@ -247,21 +119,31 @@ func (w *Writer) Opened() {
 func (w *Writer) Abandon() {
 	st := w.st
 	st.mu.Lock()
-	st.dismiss(w)
+	stood := st.dismiss(w)
 	if len(st.write) > 0 || (st.state != Writing && st.state != Detached) {
 		st.mu.Unlock()
+		stood.release()
 		return
 	}
 	unused, end := !st.opened, st.latest
-	if unused {
-		st.to(Publishing)
-	}
 	st.mu.Unlock()
 	if unused {
-		st.drop()
+		st.dropUnseen()
 		return
 	}
 	st.endUnseen(end)
+}
+
+// dropUnseen ends a staged file that nobody has made use of.
+func (st *Staged) dropUnseen() {
+	st.mu.Lock()
+	if (st.state != Writing && st.state != Detached) || len(st.write) > 0 {
+		st.mu.Unlock()
+		return // over, or joined
+	}
+	st.to(Publishing)
+	st.mu.Unlock()
+	st.drop()
 }
 
 // Commit ends a writer whose whole life was one request, such as truncate(2): if nobody else writes, the staged file is
@@ -280,25 +162,45 @@ func (w *Writer) Commit() error {
 	return st.finish(proc.End{})
 }
 
-// dismiss removes a writer from the list.
+// dismiss removes a writer from the list, and with its last one the process from those who have the file open. Without
+// writers nothing needs be taken back: the caller releases the place, when he has unlocked.
 //
 // LOCKS_REQUIRED(st.mu)
-func (st *Staged) dismiss(w *Writer) {
-	for i, o := range st.write {
-		if o == w {
-			st.write = append(st.write[:i:i], st.write[i+1:]...)
-			return
-		}
+func (st *Staged) dismiss(w *Writer) (stood place) {
+	st.write = slices.DeleteFunc(st.write, func(o *Writer) bool { return o == w })
+	if !slices.ContainsFunc(st.write, func(o *Writer) bool { return o.pid == w.pid }) {
+		st.leaves(w.pid, proc.End{})
+	}
+	if len(st.write) == 0 {
+		stood, st.stood = st.stood, place{}
+	}
+	return stood
+}
+
+// release gives the hold on the directory back, if there is one.
+func (p place) release() {
+	if p.dir != nil {
+		p.dir.Release()
 	}
 }
 
 // last ends the staged file after its last writer was released, at once or when nobody has it mapped any more.
+//
+// If no descriptor of it was ever closed and nothing was written, there was none: a signal can end open(2) after we have
+// answered it. The caller has not seen the file, and it is not published empty.
 func (st *Staged) last(w *Writer) {
 	st.mu.Lock()
 	wait := w.rdwr && st.o.opt.Passthrough
-	end := w.end
-	st.latest = end
+	end := st.latest
+	closed := st.closed
 	st.mu.Unlock()
+	if !closed {
+		if !st.Modified() {
+			st.dropUnseen()
+			return
+		}
+		end = st.endUnclosed(w.pid)
+	}
 	if wait && st.inUse() && st.o.busy() {
 		go func() {
 			defer st.o.pending.Done()
@@ -323,22 +225,33 @@ func (st *Staged) endUnseen(end proc.End) {
 	st.finish(end)
 }
 
-// inUse reports whether somebody still has the temp open or mapped for writing.
+// inUse reports whether somebody still has the temp open or mapped for writing; false when that cannot be told.
 func (st *Staged) inUse() bool {
+	free, known := st.lease()
+	return known && !free
+}
+
+// unused reports that nobody has the temp open or mapped for writing any more; false when that cannot be told.
+func (st *Staged) unused() bool {
+	free, known := st.lease()
+	return known && free
+}
+
+// lease asks whether a lease is to be had on the temp: with passthrough, all who can write to it have it open as well.
+func (st *Staged) lease() (free, known bool) {
 	if st.store.noLease.Load() {
-		return false
+		return false, false
 	}
 	fd, err := st.Hold()
 	if err != nil {
-		return false
+		return false, false
 	}
 	defer st.Unhold()
-	free, err := st.o.sys.Leased(fd)
-	if err != nil {
+	if free, err = st.o.sys.Leased(fd); err != nil {
 		st.store.noLease.Store(true)
-		return false
+		return false, false
 	}
-	return !free
+	return free, true
 }
 
 // awaitUnused waits until nobody has the temp open or mapped for writing; false when the mount ends before, or somebody
@@ -359,8 +272,32 @@ func (st *Staged) awaitUnused() bool {
 	return true
 }
 
-// errUnknownEnd is the reason for salvage when a mapping went away and nobody can tell how its process ended.
-var errUnknownEnd = errors.New("its writer kept it mapped, and how that process ended is not known")
+// errUnknownEnd is the reason for salvage when a file went away without a close(2), and nobody can tell how its process
+// ended.
+var errUnknownEnd = errors.New("its writer did not close it, and how that process ended is not known")
+
+// endUnclosed tells how the process ended that opened a file of which no descriptor was ever closed. If it lives, it let
+// go of the file in good order, by way of io_uring for one.
+func (st *Staged) endUnclosed(pid uint32) (end proc.End) {
+	if pid == 0 {
+		return end
+	}
+	p, err := proc.Of(pid)
+	if err == nil && !p.Exiting {
+		return end
+	}
+	if err == nil {
+		end = proc.EndOf(pid)
+	}
+	if !end.Known() {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		if st.poison == nil {
+			st.poison = errUnknownEnd
+		}
+	}
+	return end
+}
 
 // endOfMapper tells how the process ended that kept the file mapped. If it lives, it unmapped the file in good order. If
 // there was none, the one that closed it last decides.

@@ -69,13 +69,12 @@ func TestOlderOpener(t *testing.T) {
 	m := open(t, Options{})
 	m.file("f", "old")
 	duplicate := m.descriptor("f", os.O_WRONLY)
-	opener, cmd := child(t, duplicate)
+	opener, end := waiting(t, "exit 0", duplicate)
 	duplicate.Close()
 	w := m.openWrite("f", unix.O_WRONLY, opener)
 	put(t, w, 0, "new")
 	m.stillStaged("while its opener has it", w, m.me)
-	must(t, cmd.Process.Kill())
-	die(t, cmd)
+	end()
 	must(t, closeLast(t, w, m.me))
 	m.has("f", "new")
 }
@@ -221,11 +220,11 @@ func ended(t *testing.T, script string) Caller {
 }
 
 // waiting is a child that goes on to its end, as script says, when it is told to.
-func waiting(t *testing.T, script string) (c Caller, end func()) {
+func waiting(t *testing.T, script string, files ...*os.File) (c Caller, end func()) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	must(t, err)
-	c, cmd := start(t, exec.Command("sh", "-c", "read x <&3; "+script), r)
+	c, cmd := start(t, exec.Command("sh", "-c", "read x <&3; "+script), append([]*os.File{r}, files...)...)
 	r.Close()
 	return c, func() {
 		w.Close()

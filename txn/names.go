@@ -303,7 +303,7 @@ func (d *Dir) move(st *Staged, name string, nd *Dir, nname string) {
 			d.o.mu.Unlock()
 		}
 	}
-	noted := len(st.pids) > 0
+	noted := len(st.openers) > 0
 	st.mu.Unlock()
 	if noted {
 		st.note()

@@ -20,6 +20,9 @@ func (st *Staged) finish(end proc.End) error {
 	st.mu.Lock()
 	detached := len(st.places) == 0
 	poison := st.poison
+	if st.doom.Signal() != 0 {
+		end = st.doom
+	}
 	st.mu.Unlock()
 	switch {
 	case detached:
@@ -282,7 +285,7 @@ func (st *Staged) end(result error) {
 	close(st.ended)
 	st.mu.Unlock()
 	st.o.delist(st)
-	if watch {
+	if watch && st.o.opt.Passthrough {
 		st.o.watch(st)
 	}
 	for _, p := range places {
@@ -293,10 +296,10 @@ func (st *Staged) end(result error) {
 func (st *Staged) pid() uint32 {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if len(st.pids) == 0 {
+	if len(st.openers) == 0 {
 		return 0
 	}
-	return st.pids[0]
+	return st.openers[0].pid
 }
 
 // abandon salvages a staged file whose writers can never close it: the mount is gone.
@@ -307,10 +310,7 @@ func (st *Staged) abandon(why string) {
 		return
 	}
 	// A writer that had closed it, and whose RELEASE the end of the mount has swallowed, is as good as one that got it.
-	closed, end := st.idle, proc.End{}
-	for _, w := range st.write {
-		end = w.end
-	}
+	closed, end := st.idle, st.latest
 	if !closed && st.poison == nil {
 		st.poison = errors.New(why)
 	}

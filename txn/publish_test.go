@@ -372,12 +372,18 @@ func TestTakenBack(t *testing.T) {
 	everyWay(t, func(t *testing.T, m *mount) {
 		m.file("f", "old")
 		w := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, m.me)
-		_, err := w.Staged().Hold() // as every open file of fs does
+		fd, err := w.Staged().Hold() // as every open file of fs does
 		must(t, err)
 		defer w.Staged().Unhold()
+		receiver, err := m.Sys().Reopen(fd, unix.O_RDWR) // as an open file does with passthrough
+		must(t, err)
+		defer unix.Close(receiver)
 		put(t, w, 0, "sender")
 		must(t, w.Flush(m.me))
 		m.has("f", "sender")
+		if !m.opt.Passthrough {
+			w.Staged().TakeBack() // as fs does when a write comes
+		}
 		for until := time.Now().Add(10 * time.Second); w.Staged().State() != Writing; time.Sleep(time.Millisecond) {
 			if time.Now().After(until) {
 				t.Fatal("never taken back")
@@ -390,5 +396,27 @@ func TestTakenBack(t *testing.T) {
 		m.has("f", "sender and receiver")
 		list, _ := m.salvaged()
 		equal(t, "salvage", len(list), 0)
+	})
+}
+
+// TestLateRelease: on a busy machine it may take a while to come. Nobody has the file open, and it stays as it is.
+func TestLateRelease(t *testing.T) {
+	everyWay(t, func(t *testing.T, m *mount) {
+		m.file("f", "old")
+		w := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, m.me)
+		_, err := w.Staged().Hold()
+		must(t, err)
+		defer w.Staged().Unhold()
+		put(t, w, 0, "new")
+		must(t, w.Flush(m.me))
+		m.Overlay.mu.Lock()
+		for i := range m.watched {
+			m.watched[i].since = time.Time{}
+		}
+		m.Overlay.mu.Unlock()
+		m.lookAgain()
+		equal(t, "state", w.Staged().State(), Published)
+		w.Release()
+		m.has("f", "new")
 	})
 }

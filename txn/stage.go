@@ -3,7 +3,6 @@ package txn
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,11 +49,16 @@ func (d *Dir) Create(name string, flags int, mode, umask uint32, c Caller) (w *W
 }
 
 // openReserved opens a reserved name for one more writer: it joins, or with O_TRUNC, unless it belongs to the writer,
-// gets a private file of the same attributes.
+// gets a private file of the same attributes. So it does when what is there is doomed.
 func (d *Dir) openReserved(name string, flags int, c Caller) (*Writer, error) {
+	beside := flags&unix.O_TRUNC != 0
 	for _, st := range d.stagedAt(name) {
 		<-st.ready
 		own := st.Belongs(c)
+		if !own && st.doomed() {
+			beside = true
+			continue
+		}
 		var s unix.Statx_t
 		if flags&unix.O_TRUNC != 0 && !own && (st.Stat(&s) != nil || s.Size > 0) {
 			continue // an empty one is joined, see OpenWrite
@@ -67,7 +71,7 @@ func (d *Dir) openReserved(name string, flags int, c Caller) (*Writer, error) {
 		}
 	}
 	list := d.stagedAt(name)
-	if len(list) == 0 || flags&unix.O_TRUNC == 0 {
+	if len(list) == 0 || !beside {
 		return nil, ErrStale
 	}
 	like := list[0]
@@ -169,7 +173,7 @@ func (d *Dir) openShared(name string, flags int, c Caller) (*Writer, error) {
 // LOCKS_REQUIRED(d.mu)
 func (d *Dir) shared(name string) *Staged {
 	for _, st := range d.slots[name] {
-		if st.kind == Copied || st.kind == New {
+		if (st.kind == Copied || st.kind == New) && !st.doomed() {
 			return st
 		}
 	}
@@ -281,8 +285,7 @@ type Writer struct {
 	// between our answer to an open and the descriptor in the caller's table nothing else tells.
 	flushed bool // GUARDED_BY(st.mu)
 
-	closed bool     // GUARDED_BY(st.mu); it is proved that no process has it open any more
-	end    proc.End // GUARDED_BY(st.mu); how the process ended that closed it last
+	closed bool // GUARDED_BY(st.mu); it is proved that no process has it open any more
 }
 
 // Staged is the file that it writes to.
@@ -298,9 +301,7 @@ func (st *Staged) newWriter(flags int, c Caller) *Writer {
 func (st *Staged) enter(w *Writer) {
 	st.write = append(st.write, w)
 	st.joins++
-	if !slices.Contains(st.pids, w.pid) {
-		st.pids = append(st.pids, w.pid)
-	}
+	st.opens(w.pid)
 	st.doubt, st.idle = time.Time{}, false
 }
 
@@ -313,6 +314,9 @@ func (st *Staged) join(flags int, c Caller) (*Writer, error) {
 		return nil, ErrClosed
 	}
 	st.enter(w)
+	if flags&unix.O_TRUNC != 0 {
+		st.doom = proc.End{} // what the killed one had written goes
+	}
 	st.mu.Unlock()
 	if flags&unix.O_TRUNC != 0 {
 		if err := st.Truncate(0); err != nil {

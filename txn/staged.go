@@ -41,7 +41,8 @@ type Staged struct {
 	places  []place       // GUARDED_BY(mu); changed only with the locks of the directories as well
 	write   []*Writer     // GUARDED_BY(mu); who has it open for writing
 	joins   int           // GUARDED_BY(mu); how many writers there ever were
-	pids    []uint32      // GUARDED_BY(mu); the processes that opened it, the first is the one in reports
+	openers []opener      // GUARDED_BY(mu); the processes that opened it, the first is the one in reports
+	doom    proc.End      // GUARDED_BY(mu); of the last opener, if it was killed with the file open
 	cred    Cred          // who opened it first
 	clean   version       // GUARDED_BY(mu); how the temp looked before the first write
 	forced  bool          // GUARDED_BY(mu); publish although it looks clean: truncated by a later open
@@ -51,6 +52,7 @@ type Staged struct {
 	result  error         // GUARDED_BY(mu); what the end came to
 	doubt   time.Time     // GUARDED_BY(mu); until when a close that may have been the last is waited for
 	opened  bool          // GUARDED_BY(mu); some writer has become an open file
+	closed  bool          // GUARDED_BY(mu); some descriptor of it was closed
 	latest  proc.End      // GUARDED_BY(mu); how the process ended that closed it last
 	idle    bool          // GUARDED_BY(mu); at the last close nobody was found to have it open
 	mapper  int           // GUARDED_BY(mu); pidfd of a process that keeps it mapped, or -1
@@ -196,7 +198,7 @@ func (st *Staged) giveBack() {
 // that has no version yet, and join it when they open it again.
 func (st *Staged) Belongs(c Caller) bool {
 	st.mu.Lock()
-	pids := slices.Clone(st.pids)
+	pids := st.pids()
 	var tids []uint32
 	for _, w := range st.write {
 		tids = append(tids, w.tid)
@@ -225,16 +227,6 @@ func (st *Staged) done() <-chan struct{} {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return st.ended
-}
-
-// lastEnd is how the process ended that closed it last, as far as that is known.
-func (st *Staged) lastEnd() (end proc.End) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	for _, w := range st.write {
-		end = w.end
-	}
-	return end
 }
 
 // settle waits a moment if a close that may have been the last is still undecided.
@@ -310,8 +302,8 @@ func (st *Staged) Info() Info {
 	st.Stat(&s)
 	st.mu.Lock()
 	pid, state := uint32(0), st.state
-	if len(st.pids) > 0 {
-		pid = st.pids[0]
+	if len(st.openers) > 0 {
+		pid = st.openers[0].pid
 	}
 	st.mu.Unlock()
 	return Info{

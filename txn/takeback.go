@@ -9,10 +9,11 @@ import (
 )
 
 // A descriptor that was sent over a socket to a process older than the open shows in no table while it is on its way, and
-// its receiver is not looked at, so the sender's close may be taken for the last although it was not. RELEASE tells: it
-// follows the last close at once. If it does not come, the file is taken back: a copy of what was published becomes the
-// version, and the inode that can still be written to is staged again. In between a writer can reach the version for as
-// long as releaseDue with passthrough, and not at all without, because the write itself comes by here.
+// its receiver is not looked at, so the sender's close may be taken for the last although it was not. Then the file is
+// taken back: a copy of what was published becomes the version, and the inode that can still be written to is staged
+// again. Without passthrough that happens when somebody writes to it, so the version is never touched. With it nobody
+// tells us: the file is looked at again when its RELEASE should have come, which follows the last close at once, and until
+// then a writer can reach the version. That RELEASE has not come alone says little on a busy machine, see unused.
 
 // releaseDue is how long after a close that was the last its RELEASE may take: ordinarily some tens of microseconds.
 const releaseDue = 50 * time.Millisecond
@@ -46,7 +47,9 @@ func (o *Overlay) lookAgain() {
 	}
 	o.mu.Unlock()
 	for _, w := range due {
-		w.st.TakeBack()
+		if !w.st.unused() {
+			w.st.TakeBack()
+		}
 	}
 }
 
@@ -129,7 +132,7 @@ func (st *Staged) takeBack(d *Dir, name string) error {
 		w.closed = false
 	}
 	st.to(Writing)
-	left := len(st.write)
+	left, end := len(st.write), st.latest
 	stood := st.stood.dir
 	st.stood = place{}
 	st.mu.Unlock()
@@ -142,7 +145,7 @@ func (st *Staged) takeBack(d *Dir, name string) error {
 	st.note()
 	st.o.log.Info("taken back: a descriptor was passed on before the close", "path", d.Path(name))
 	if left == 0 {
-		st.endUnseen(st.lastEnd())
+		st.endUnseen(end)
 	}
 	return nil
 }
