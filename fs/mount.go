@@ -96,7 +96,7 @@ func Mount(ctx context.Context, backing int, mountpoint string, topt txn.Options
 		passthrough: topt.Passthrough,
 	}
 	f.redirects = redirects{byThread: map[thread]*redirect{}, nodes: f.nodes}
-	f.pins = pins{sys: o.Sys(), stale: map[thread]time.Time{}, held: map[*node]*pin{}}
+	f.pins = pins{sys: o.Sys(), stale: map[thread]time.Time{}, held: map[uint64]*pin{}}
 	switch {
 	case opt.NoPassthrough:
 		f.why = "it was turned off"

@@ -15,6 +15,7 @@ const ControlXattr = "user.untorn.control"
 // GetXAttr implements fuse.RawFileSystem.
 func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
@@ -47,6 +48,7 @@ func (f *FS) control(in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 // ListXAttr implements fuse.RawFileSystem. What only CAP_SYS_ADMIN may see the daemon sees; others do not get it listed.
 func (f *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
@@ -81,6 +83,7 @@ func (f *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint3
 // SetXAttr implements fuse.RawFileSystem.
 func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -107,6 +110,7 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 // RemoveXAttr implements fuse.RawFileSystem.
 func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
