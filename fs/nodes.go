@@ -81,6 +81,13 @@ func (t *nodes) version(st *unix.Statx_t, parent *node, name string) *node {
 	return n
 }
 
+// of returns the node of an inode, nil if the kernel does not know it.
+func (t *nodes) of(id txn.Ident) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byIno[id]
+}
+
 // ofStaged returns the node of a staged file. It counts no lookup but a reference, to be given back by unref.
 func (t *nodes) ofStaged(st *txn.Staged, parent *node, name string) *node {
 	t.mu.Lock()

@@ -15,6 +15,7 @@ func rightsGroups() []posixGroup {
 		{"rights: access by mode", rightsByMode},
 		{"rights: setuid bits after a change", rightsSetuid},
 		{"rights: chmod and chown", rightsChmodChown},
+		{"rights: attributes through one of two names", rightsOfTwoNames},
 		{"rights: sticky directories", rightsSticky},
 		{"rights: utimensat", rightsUtimens},
 		{"times: changes of files", timesOfFiles},
@@ -144,6 +145,47 @@ func rightsChmodChown(b *bench) {
 					b.stat("f")
 				}
 			})
+		}
+	}
+}
+
+// rightsOfTwoNames: attributes that are changed through a descriptor are those of all names.
+func rightsOfTwoNames(b *bench) {
+	changes := map[string]func(fd int) error{
+		"futimens":     futimens,
+		"futimens now": func(fd int) error { return unix.UtimesNanoAt(fd, "", nil, unix.AT_EMPTY_PATH) },
+		"futimens atime": func(fd int) error {
+			return unix.UtimesNanoAt(fd, "", []unix.Timespec{pastTimes[0], {Nsec: unix.UTIME_OMIT}}, unix.AT_EMPTY_PATH)
+		},
+		"fchmod":       func(fd int) error { return unix.Fchmod(fd, 0o4751) },
+		"fchown":       func(fd int) error { return unix.Fchown(fd, -1, posixTeam) },
+		"fsetxattr":    func(fd int) error { return unix.Fsetxattr(fd, "user.x", []byte("x"), 0) },
+		"fremovexattr": func(fd int) error { return unix.Fremovexattr(fd, "user.gone") },
+		"acl":          func(fd int) error { return unix.Fsetxattr(fd, "system.posix_acl_access", aclFor(posixOther, 4), 0) },
+		"same bytes":   func(fd int) error { _, err := unix.Pwrite(fd, []byte("content"), 0); return err },
+	}
+	for _, name := range sortedKeys(changes) {
+		for _, access := range []int{unix.O_RDONLY, unix.O_WRONLY, unix.O_RDWR} {
+			for _, mode := range []uint32{0o664, 0o6775} {
+				b.cell(func() {
+					b.with("%s, access %d, mode %o", name, access, mode)
+					b.file("f", b.me, mode, "content")
+					b.asRoot(func() {
+						check(unix.Setxattr("f", "user.gone", []byte("x"), 0))
+						check(unix.Link("f", "g"))
+						check(unix.UtimesNanoAt(unix.AT_FDCWD, "f", pastTimes[:2], 0))
+					})
+					b.times("g")
+					fd := b.open("f", access, 0)
+					b.result("change", changes[name](fd))
+					b.close(fd)
+					for _, path := range []string{"f", "g"} {
+						b.stat(path)
+						b.times(path)
+						b.log("xattrs of %s:%s", path, describeXattrs(path))
+					}
+				})
+			}
 		}
 	}
 }
