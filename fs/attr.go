@@ -239,6 +239,7 @@ func (f *FS) setAttr(n *node, fd int, in *fuse.SetAttrIn) error {
 			return err
 		}
 	}
+	as := func(owner bool, do func() error) error { return f.asCaller(&in.InHeader, fd, owner, do) }
 	if chuid || chgid || in.Valid&any == 0 {
 		u, g := -1, -1
 		if chuid {
@@ -247,12 +248,12 @@ func (f *FS) setAttr(n *node, fd int, in *fuse.SetAttrIn) error {
 		if chgid {
 			g = int(gid)
 		}
-		if err := sys.Chown(fd, u, g); err != nil {
+		if err := as(true, func() error { return sys.Chown(fd, u, g) }); err != nil {
 			return err
 		}
 	}
 	if chmod {
-		if err := sys.Chmod(fd, mode); err != nil {
+		if err := as(true, func() error { return sys.Chmod(fd, mode) }); err != nil {
 			return err
 		}
 	} else if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
@@ -265,7 +266,8 @@ func (f *FS) setAttr(n *node, fd int, in *fuse.SetAttrIn) error {
 	}
 	at := timeArg(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec)
 	mt := timeArg(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec)
-	return sys.Utimes(fd, at, mt)
+	now := unix.Timespec{Nsec: unix.UTIME_NOW}
+	return as(at != now || mt != now, func() error { return sys.Utimes(fd, at, mt) }) // who may write may set both to now
 }
 
 func timeArg(valid, set, now uint32, sec uint64, nsec uint32) unix.Timespec {

@@ -229,14 +229,21 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	return status(err)
 }
 
-// published tells the kernel that the times of a directory have changed, if a file was published in it.
+// published tells the kernel that the times of a directory have changed, if a file was published in it, and the attributes
+// of a version, if it was given those of its staged copy.
 func (f *FS) published(fl *file) {
+	const onlyAttributes = -1 // fuse_reverse_inval_inode: a negative offset leaves the pages alone
+	if fl.st.Adjusted() {
+		if n := f.nodes.of(fl.st.Base()); n != nil {
+			defer f.nodes.put(n)
+			f.server.InodeNotify(n.id, onlyAttributes, 0)
+		}
+	}
 	if fl.st.State() != txn.Published {
 		return
 	}
 	if parent, _ := f.nodes.at(fl.n); parent != nil {
 		defer f.nodes.put(parent)
-		const onlyAttributes = -1 // fuse_reverse_inval_inode: a negative offset leaves the pages alone
 		f.server.InodeNotify(parent.id, onlyAttributes, 0)
 	}
 }

@@ -84,7 +84,10 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 				return f.answerStaged(n, out)
 			}
 		}
-		err := f.withFd(n, func(fd int) error { return d.Link(fd, name, f.caller(&in.InHeader)) })
+		err := f.withFd(n, func(fd int) error {
+			// By the rule of protected_hardlinks (proc_sys_fs(5)) it matters whose file it is.
+			return f.asCaller(&in.InHeader, fd, false, func() error { return d.Link(fd, name, f.caller(&in.InHeader)) })
+		})
 		if err != nil {
 			return f.answer(&in.InHeader, err)
 		}

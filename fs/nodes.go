@@ -136,6 +136,17 @@ func (t *nodes) version(st *unix.Statx_t, parent *node, name string) *node {
 	return t.use(slot)
 }
 
+// of returns the node of an inode, for use until put; nil if the kernel does not know it.
+func (t *nodes) of(id txn.Ident) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	slot, ok := t.table.find(id)
+	if !ok {
+		return nil
+	}
+	return t.use(slot)
+}
+
 // ofStaged returns the node of a staged file, for use until put. It counts no lookup.
 func (t *nodes) ofStaged(st *txn.Staged, parent *node, name string) *node {
 	t.mu.Lock()

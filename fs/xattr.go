@@ -93,7 +93,8 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 	}
 	return f.answer(&in.InHeader, f.withFd(n, func(fd int) error {
 		sys := f.o.Sys()
-		if err := sys.Setxattr(fd, attr, data, int(in.Flags)); err != nil {
+		err := f.asCaller(&in.InHeader, fd, ofOwner(attr), func() error { return sys.Setxattr(fd, attr, data, int(in.Flags)) })
+		if err != nil {
 			return err
 		}
 		if acl && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
@@ -117,5 +118,11 @@ func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse
 	if n.staged != nil {
 		n.staged.MarkSet(false, false, true)
 	}
-	return f.answer(in, f.withFd(n, func(fd int) error { return f.o.Sys().Removexattr(fd, attr) }))
+	return f.answer(in, f.withFd(n, func(fd int) error {
+		return f.asCaller(in, fd, ofOwner(attr), func() error { return f.o.Sys().Removexattr(fd, attr) })
+	}))
 }
+
+// ofOwner reports whether an extended attribute is for the owner to change: an ACL. All others are for those who may
+// write, or need a capability.
+func ofOwner(attr string) bool { return strings.HasPrefix(attr, "system.") }

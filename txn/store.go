@@ -185,6 +185,10 @@ func checkFormat(sys Sys, base int, create bool) error {
 		return fmt.Errorf("opening the format file: %w", err)
 	}
 	defer sys.Close(fd)
+	var st unix.Statx_t
+	if err := sys.Stat(fd, "", &st); err == nil && !IsRegular(&st) {
+		return fmt.Errorf("%w: the format file is none", ErrPlanted)
+	}
 	var buf [64]byte
 	n, err := sys.Pread(fd, buf[:], 0)
 	if err != nil {
