@@ -114,7 +114,6 @@ func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fu
 	}
 	if errors.Is(err, txn.ErrStale) {
 		f.redirects.put(f.thread(&in.InHeader), &redirect{n: n, flags: int(in.Flags)})
-		f.server.EntryNotify(parent.id, name)
 		return fuse.Status(unix.ESTALE)
 	}
 	if err != nil {
@@ -127,9 +126,6 @@ func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fu
 		return f.openWriter(m, w, in.Flags, out)
 	}
 	f.redirects.put(f.thread(&in.InHeader), &redirect{n: n, m: m, w: w, flags: int(in.Flags), d: d, name: name})
-	// Saves the kernel one of two lookups. The caller is not inside a change of the directory now, so nothing that we
-	// wait for waits for us.
-	f.server.EntryNotify(parent.id, name)
 	return fuse.Status(unix.ESTALE)
 }
 

@@ -45,7 +45,11 @@ func (c *umountCmd) Run() error {
 	}
 	daemon := -1
 	if ctl, err := readControl(path); err == nil && ctl.isHere() && !c.Lazy {
-		if daemon, err = unix.PidfdOpen(ctl.Pid, 0); err == nil {
+		pid := ctl.Pid
+		if ctl.Supervisor != 0 {
+			pid = ctl.Supervisor // it outlives the server
+		}
+		if daemon, err = unix.PidfdOpen(pid, 0); err == nil {
 			defer unix.Close(daemon)
 		}
 	}
