@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // mountLimit is when a mount is taken for hung and its connection is aborted. Otherwise
@@ -28,7 +30,9 @@ type mount struct {
 	Backing, Dir string
 	Flags        []string
 
-	daemon   *exec.Cmd // in the foreground: our own child
+	// daemon is our own child, in the foreground: the supervisor, or with --no-supervise the server itself.
+	daemon   *exec.Cmd
+	server   int // pid of who serves, as it was at the start
 	ended    chan struct{}
 	waitErr  error // of the daemon, once ended is closed
 	log      string
@@ -129,10 +133,23 @@ func (m *mount) start(t testing.TB, where ...string) {
 		t.Fatalf("untorn %q did not mount", m.daemon.Args[1:])
 	}
 	m.watchdog = time.AfterFunc(mountLimit, m.abort)
-	if _, err := os.Stat(m.Dir); err != nil {
-		t.Fatalf("the mount does not answer: %v", err)
+	if m.server = serverOf(m.Dir); m.server == 0 {
+		t.Fatalf("the mount does not answer")
 	}
 	m.idle = m.descriptors()
+}
+
+// serverOf asks a mount for the pid of its server; 0: it does not answer.
+func serverOf(dir string) int {
+	buf := make([]byte, 16<<10)
+	n, err := syscall.Getxattr(dir, "user.untorn.control", buf)
+	var c struct {
+		Pid int `json:"pid"`
+	}
+	if err != nil || json.Unmarshal(buf[:n], &c) != nil {
+		return 0
+	}
+	return c.Pid
 }
 
 func (m *mount) hasEnded() bool {
@@ -166,13 +183,13 @@ func fuseDevice(dir string) string {
 	return ""
 }
 
-// descriptors lists what the daemon has open. Directories opened with O_PATH are left
+// descriptors lists what the server has open. Directories opened with O_PATH are left
 // out: they stand for inodes that the kernel may still look up, and go when it forgets
 // them, under memory pressure or at the unmount, not when a file is closed. Left out as
 // well are pipes and /dev/null: go-fuse keeps a pool of them for splicing; and the stage
 // itself, because one is opened for each filesystem in the backing when it is first used.
 func (m *mount) descriptors() []string {
-	dir := fmt.Sprintf("/proc/%d", m.daemon.Process.Pid)
+	dir := fmt.Sprintf("/proc/%d", m.server)
 	entries, _ := os.ReadDir(dir + "/fd")
 	var open []string
 	for _, e := range entries {
@@ -253,7 +270,7 @@ func (m *mount) awaitEnd(t testing.TB) {
 	case <-m.ended:
 	case <-time.After(15 * time.Second):
 		t.Errorf("the daemon did not end; its stacks are in the log")
-		m.daemon.Process.Signal(syscall.SIGQUIT)
+		syscall.Kill(m.server, syscall.SIGQUIT)
 		m.abort()
 		syscall.Unmount(m.Dir, syscall.MNT_DETACH)
 		select {
@@ -268,15 +285,56 @@ func (m *mount) awaitEnd(t testing.TB) {
 	}
 }
 
-// Kill ends the daemon with SIGKILL, as a crash would.
+// Kill ends the daemon with SIGKILL, as a crash of the machine would: supervisor first, so that nobody mounts again.
 func (m *mount) Kill(t testing.TB) {
 	t.Helper()
 	m.killed = true
 	m.daemon.Process.Kill()
 	<-m.ended
+	killAndWait(t, m.server)
 	if err := syscall.Unmount(m.Dir, syscall.MNT_DETACH); err != nil {
 		t.Errorf("unmounting after the crash: %v", err)
 	}
+}
+
+// killAndWait ends a process that need not be a child of ours, and returns when all its threads are gone.
+func killAndWait(t testing.TB, pid int) {
+	t.Helper()
+	p := openProcess(t, pid)
+	syscall.Kill(pid, syscall.SIGKILL)
+	p.awaitEnd(t)
+}
+
+// process is a descriptor of any process: its number is never somebody else's.
+type process int
+
+// openProcess returns -1 for a process that has ended.
+func openProcess(t testing.TB, pid int) process {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == unix.ESRCH {
+		return -1
+	}
+	if err != nil {
+		t.Fatalf("pidfd_open: %v", err)
+	}
+	return process(fd)
+}
+
+// awaitEnd waits until all threads of the process are gone.
+func (p process) awaitEnd(t testing.TB) {
+	t.Helper()
+	if p < 0 {
+		return
+	}
+	defer unix.Close(int(p))
+	ready := []unix.PollFd{{Fd: int32(p), Events: unix.POLLIN}}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		if n, _ := unix.Poll(ready, 1000); n > 0 {
+			return
+		}
+	}
+	t.Fatal("a process does not end")
 }
 
 // abort cuts the FUSE connection, so that whoever waits for the daemon gets an error.
