@@ -36,7 +36,8 @@ type mount struct {
 	ended    chan struct{}
 	waitErr  error // of the daemon, once ended is closed
 	log      string
-	device   string // "0:NN" of the mount; NN names the FUSE connection
+	where    []string // its last arguments
+	device   string   // "0:NN" of the mount; NN names the FUSE connection
 	idle     []string
 	watchdog *time.Timer
 	unmount  sync.Once
@@ -103,38 +104,50 @@ func (m *mount) start(t testing.TB, where ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer logFile.Close()
-	m.log = logFile.Name()
+	logFile.Close()
+	m.log, m.where = logFile.Name(), where
+	t.Cleanup(func() {
+		m.Unmount(t)
+		m.dumpLog(t)
+		os.Remove(m.log)
+	})
+	m.launch(t)
+}
 
+// launch starts the daemon, again after Kill.
+func (m *mount) launch(t testing.TB) {
+	t.Helper()
+	logFile, err := os.OpenFile(m.log, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer logFile.Close()
 	args := append([]string{"mount", "-f"}, m.Flags...)
 	if level := os.Getenv("UNTORN_TEST_LOG"); level != "" {
 		args = append(args, "--log-level="+level)
 	}
-	m.daemon = exec.Command(binary, append(args, where...)...)
+	m.daemon = exec.Command(binary, append(args, m.where...)...)
 	m.daemon.Env = cleanEnv()
 	m.daemon.Stdout, m.daemon.Stderr = logFile, logFile
 	m.daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := m.daemon.Start(); err != nil {
 		t.Fatal(err)
 	}
-	m.ended = make(chan struct{})
+	m.killed = false
+	daemon, ended := m.daemon, make(chan struct{})
+	m.ended = ended
 	go func() {
-		m.waitErr = m.daemon.Wait()
-		close(m.ended)
+		m.waitErr = daemon.Wait()
+		close(ended)
 	}()
-	t.Cleanup(func() {
-		m.Unmount(t)
-		m.dumpLog(t)
-		os.Remove(m.log)
-	})
 
-	if !poll(30*time.Second, func() bool { return m.hasEnded() || m.findDevice() }) || m.hasEnded() {
+	m.server = 0
+	if !poll(30*time.Second, func() bool { return m.hasEnded() || m.answers() }) || m.hasEnded() {
 		m.daemon.Process.Kill()
 		t.Fatalf("untorn %q did not mount", m.daemon.Args[1:])
 	}
-	m.watchdog = time.AfterFunc(mountLimit, m.abort)
-	if m.server = serverOf(m.Dir); m.server == 0 {
-		t.Fatalf("the mount does not answer")
+	if m.watchdog == nil {
+		m.watchdog = time.AfterFunc(mountLimit, m.abort)
 	}
 	m.idle = m.descriptors()
 }
@@ -161,10 +174,13 @@ func (m *mount) hasEnded() bool {
 	}
 }
 
-// findDevice reports whether the mount is there, and remembers its device.
-func (m *mount) findDevice() bool {
+// answers reports whether the mount is there, and remembers its device and who serves it.
+func (m *mount) answers() bool {
 	m.device = fuseDevice(m.Dir)
-	return m.device != ""
+	if m.device != "" {
+		m.server = serverOf(m.Dir)
+	}
+	return m.server != 0
 }
 
 // fuseDevice is the device number of the FUSE mount on dir, "" if there is none.
@@ -270,7 +286,9 @@ func (m *mount) awaitEnd(t testing.TB) {
 	case <-m.ended:
 	case <-time.After(15 * time.Second):
 		t.Errorf("the daemon did not end; its stacks are in the log")
-		syscall.Kill(m.server, syscall.SIGQUIT)
+		if m.server > 0 {
+			syscall.Kill(m.server, syscall.SIGQUIT)
+		}
 		m.abort()
 		syscall.Unmount(m.Dir, syscall.MNT_DETACH)
 		select {
@@ -300,6 +318,9 @@ func (m *mount) Kill(t testing.TB) {
 // killAndWait ends a process that need not be a child of ours, and returns when all its threads are gone.
 func killAndWait(t testing.TB, pid int) {
 	t.Helper()
+	if pid <= 0 {
+		t.Fatalf("no process %d", pid)
+	}
 	p := openProcess(t, pid)
 	syscall.Kill(pid, syscall.SIGKILL)
 	p.awaitEnd(t)
@@ -471,4 +492,22 @@ func (m *mount) awaitVersion(t testing.TB, name, want string) {
 		return err == nil && string(got) == want
 	})
 	m.wantVersion(t, name, want)
+}
+
+// awaitServer returns when a server other than the last one answers, and how long that took.
+func (m *mount) awaitServer(t testing.TB) time.Duration {
+	t.Helper()
+	began := time.Now()
+	if !poll(20*time.Second, func() bool {
+		pid := serverOf(m.Dir)
+		if pid == 0 || pid == m.server {
+			return false
+		}
+		m.server = pid
+		return true
+	}) {
+		t.Fatal("the mountpoint does not answer again")
+	}
+	m.device = fuseDevice(m.Dir)
+	return time.Since(began)
 }

@@ -83,6 +83,7 @@ func leave() {
 }
 
 func (c *umountCmd) unmount(path string) error {
+	seen := false // a supervisor looks at its mount for an instant when it replaces a dead one
 	for end := time.Now().Add(afterglow); ; time.Sleep(20 * time.Millisecond) {
 		err := unmount(path, c.Lazy)
 		switch {
@@ -97,9 +98,10 @@ func (c *umountCmd) unmount(path string) error {
 		if err != nil {
 			return err
 		}
-		if len(holders) > 0 || time.Now().After(end) {
+		if len(holders) > 0 && seen || time.Now().After(end) {
 			return busy(path, holders)
 		}
+		seen = len(holders) > 0
 	}
 }
 
