@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -342,6 +344,64 @@ func TestWithoutSupervisor(t *testing.T) {
 	}
 	m.launch(t)
 	m.wantVersion(t, "f", "old\n")
+}
+
+// clerk books numbers in a database, one for each step, and prints those whose commits were acknowledged.
+const clerk = `py '
+import sqlite3
+db = sqlite3.connect("bank.db", timeout=20, isolation_level=None)
+db.execute("pragma journal_mode=wal")
+db.execute("pragma synchronous=normal")
+db.execute("create table if not exists t(x)")
+for x in range(%d, %d):
+    try:
+        db.execute("begin immediate")
+        db.execute("insert into t values(?)", (x,))
+        step()
+        db.execute("commit")
+        print(x)
+    except sqlite3.Error as e:
+        print(x, e, file=sys.stderr)
+        break
+    step()' 2> errors%d`
+
+// TestDatabaseOfADeadServer: with passthrough who has a database open goes on writing it although its server is dead, and
+// the locks of those who come by the next one would not meet his. No commit that was acknowledged may be lost.
+func TestDatabaseOfADeadServer(t *testing.T) {
+	needUntorn(t)
+	eachPath(t, func(t *testing.T, flags []string) {
+		m := newMount(t, flags...)
+		first := startSteps(t, m.Dir, fmt.Sprintf(clerk, 0, 100, 0))
+		for range 4 {
+			first.await(t)
+			first.release(t)
+		}
+		first.await(t) // in the midst of a transaction
+		killAndWait(t, m.server)
+		m.awaitServer(t)
+		second := startSteps(t, m.Dir, fmt.Sprintf(clerk, 100, 102, 1))
+		second.reports.ReadString('\n') // it is in the midst too, or has given up
+		for _, s := range []*steps{first, second} {
+			s.releases.Write(bytes.Repeat([]byte("\n"), 20))
+			s.releases.Close()
+		}
+		first.wait()
+		second.wait()
+		third := startSteps(t, m.Dir, fmt.Sprintf(clerk, 200, 202, 2))
+		third.releases.Write(bytes.Repeat([]byte("\n"), 4))
+		third.finish(t)
+		if !strings.HasSuffix(third.output.String(), "200\n201\n") {
+			t.Errorf("after all others have gone: %q", third.output.String())
+		}
+		there := strings.Fields(sh(t, m.Dir, `[ "$(sqlite3 bank.db "pragma integrity_check")" = ok ]; sqlite3 bank.db "select x from t"`))
+		for _, s := range []*steps{first, second, third} {
+			for x := range strings.FieldsSeq(s.output.String()) {
+				if !slices.Contains(there, x) {
+					t.Errorf("commit %s was acknowledged, and is lost; there are %q", x, there)
+				}
+			}
+		}
+	})
 }
 
 // TestOrdinaryUserServerDies: fusermount3 mounts again. Only the user sees the mount, so it is he who looks.
