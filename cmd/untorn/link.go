@@ -24,6 +24,7 @@ type link struct{ socket *os.File }
 //	mount     to it, with the connection
 //	serving   from it: requests are answered
 //	placed    to it: the mount is in its place
+//	unwanted  to it, at any time: it is to end when its mount, which is nowhere to be seen, does
 //	stop      from it: a signal asked it to end the mount
 //	failed    from it, instead of prepared or serving: why it ends
 type message struct {

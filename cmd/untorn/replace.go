@@ -83,7 +83,7 @@ func (a *attachment) place(s *seat, dead *attachment) error {
 		return err
 	}
 	if w != there {
-		return errGone
+		return fmt.Errorf("%w: it is %v", errGone, w)
 	}
 	a.Path = path
 	err = unix.MoveMount(a.tree, "", root, "", flags|moveMountBeneath)

@@ -35,13 +35,15 @@ func (c *mountCmd) serveFor(l *link) error {
 	}()
 	lost := make(chan struct{})
 	go func() {
-		defer close(lost)
 		for {
 			m, _, err := l.receive()
-			if err != nil {
+			switch {
+			case err != nil:
+				close(lost)
 				return
-			}
-			if m.Kind == "placed" {
+			case m.Kind == "unwanted":
+				return
+			case m.Kind == "placed":
 				c.logMounted(s, backing, m.Mount, log)
 			}
 		}
@@ -51,7 +53,6 @@ func (c *mountCmd) serveFor(l *link) error {
 		case <-stop:
 			l.send(message{Kind: "stop"}, -1)
 		case <-lost:
-			// It was killed, or does not want us any more and has ended the mount.
 			s.Alone()
 			log.Warn("the supervisor is gone; serving on, but nobody mounts again when this process dies too", "pid", os.Getpid())
 			go ender{a: a, log: log, ended: ended}.obey(stop)

@@ -171,6 +171,7 @@ func (p *serverProcess) listen() {
 
 // dismiss ends a server that has no mount, and waits for its end.
 func (p *serverProcess) dismiss() {
+	p.link.send(message{Kind: "unwanted"}, -1) // unless it is dead
 	p.link.socket.Close()
 	select {
 	case <-p.ended:

@@ -116,7 +116,7 @@ func (s *supervisor) restart(dead *serverProcess) (*serverProcess, error) {
 			return p, nil
 		}
 		if errors.Is(err, errGone) {
-			s.log.Info("the mount was taken away while its server was dead; not mounting again")
+			s.log.Info("not mounting again", "because", err)
 			return nil, nil
 		}
 		how = "could not start: " + err.Error()

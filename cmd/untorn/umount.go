@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -83,7 +84,6 @@ func leave() {
 }
 
 func (c *umountCmd) unmount(path string) error {
-	seen := false // a supervisor looks at its mount for an instant when it replaces a dead one
 	for end := time.Now().Add(afterglow); ; time.Sleep(20 * time.Millisecond) {
 		err := unmount(path, c.Lazy)
 		switch {
@@ -98,11 +98,17 @@ func (c *umountCmd) unmount(path string) error {
 		if err != nil {
 			return err
 		}
-		if len(holders) > 0 && seen || time.Now().After(end) {
+		// A supervisor looks at its mount for an instant when it replaces a dead one.
+		if slices.ContainsFunc(holders, func(h holder) bool { return !isSupervisor(h.PID) }) || time.Now().After(end) {
 			return busy(path, holders)
 		}
-		seen = len(holders) > 0
 	}
+}
+
+// isSupervisor tells by the name that a supervisor gives itself.
+func isSupervisor(pid int) bool {
+	name, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	return err == nil && string(name) == "untorn\n" && pid != os.Getpid()
 }
 
 // ended waits for the process behind a pidfd.
