@@ -2,6 +2,8 @@ package fs
 
 import (
 	"errors"
+	"slices"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -116,7 +118,6 @@ func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fu
 	}
 	if errors.Is(err, txn.ErrStale) {
 		f.redirects.put(f.thread(&in.InHeader), &redirect{n: n, flags: int(in.Flags)})
-		f.server.EntryNotify(parent.id, name)
 		return fuse.Status(unix.ESTALE)
 	}
 	if err != nil {
@@ -129,9 +130,6 @@ func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fu
 		return f.openWriter(m, w, in.Flags, out)
 	}
 	f.redirects.put(f.thread(&in.InHeader), &redirect{n: n, m: m, w: w, flags: int(in.Flags), d: d, name: name})
-	// Saves the kernel one of two lookups. The caller is not inside a change of the directory now, so nothing that we
-	// wait for waits for us.
-	f.server.EntryNotify(parent.id, name)
 	return fuse.Status(unix.ESTALE)
 }
 
@@ -149,6 +147,13 @@ func (f *FS) openBeside(n *node, w *txn.Writer, flags uint32, out *fuse.OpenOut)
 
 // openInPlace opens a version itself for write.
 func (f *FS) openInPlace(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if err := f.rival(n); err != nil {
+		parent, name := f.nodes.at(n)
+		if d, derr := f.dirOf(parent); derr == nil {
+			f.failed("open in place", d, name, err)
+		}
+		return f.answer(&in.InHeader, err)
+	}
 	fd, err := f.openVersion(n, backingFlags(in.Flags))
 	if err != nil {
 		return f.answer(&in.InHeader, err)
@@ -163,6 +168,39 @@ func (f *FS) openInPlace(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Statu
 		}
 	}
 	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: fd, own: true}, out)
+}
+
+// rivalPatience is how long a rival of a database is given to vanish: the kernel closes the backing file of the last
+// descriptor shortly after it has told us.
+const rivalPatience = 20 * time.Millisecond
+
+// rival refuses a database that somebody writes past this mount, see txn.ErrRival. While writers of ours have it open they
+// cannot be told apart.
+func (f *FS) rival(n *node) error {
+	if n.written() {
+		return nil
+	}
+	fd, err := f.openVersion(n, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer f.o.Sys().Close(fd)
+	for end := time.Now().Add(rivalPatience); ; time.Sleep(time.Millisecond) {
+		err := f.o.Rival(fd)
+		if err == nil || n.written() {
+			return nil // in the second case another open was faster
+		}
+		if time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// written reports whether the node is open for writing.
+func (n *node) written() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.ContainsFunc(n.files, func(fl *file) bool { return writes(fl.flags) })
 }
 
 // backingFlags are those that the daemon opens with itself: it always reads as well (pages are filled before they are

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"encoding/json"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -35,7 +36,12 @@ func (f *FS) control(in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 	if in.Uid != f.uid && in.Uid != 0 {
 		return 0, fuse.ENODATA
 	}
-	text := f.controlText
+	about := *f.about.Load()
+	about.DataPath = f.dataPath()
+	text, err := json.Marshal(about)
+	if err != nil {
+		return 0, fuse.EIO
+	}
 	if len(dest) == 0 {
 		return uint32(len(text)), fuse.OK
 	}

@@ -267,6 +267,7 @@ func (s *Store) open() error {
 	if err != nil {
 		return fmt.Errorf("recovering leftovers: %w", err)
 	}
+	s.o.saved.Add(int64(report.Salvaged))
 	if report.Salvaged > 0 || report.Dropped > 0 {
 		s.o.log.Warn("recovered what an earlier daemon left", "salvaged", report.Salvaged, "dropped", report.Dropped)
 	}
