@@ -52,6 +52,7 @@ type Store struct {
 	noLease       atomic.Bool // ... no leases
 
 	reserve reserve
+	unkept  unkept
 	keepMu  sync.Mutex // serialises changes of the salvage by this daemon
 	// noting guards origins. It keeps appends (readers) apart from the rewriting of the list (the writer).
 	noting sync.RWMutex
@@ -378,6 +379,7 @@ func (s *Store) close() error {
 	sys := s.o.sys
 	s.reserve.spend(sys)
 	if s.fd >= 0 && s.origins >= 0 {
+		s.keepUnkept()
 		if left, err := names(sys, s.fd); err == nil && len(left) == 1 && left[0] == originsName {
 			sys.Unlink(s.fd, originsName)
 			if stage, err := sys.Open(s.base, stageName, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err == nil {
