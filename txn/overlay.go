@@ -54,6 +54,7 @@ type Overlay struct {
 	watched []watched           // GUARDED_BY(mu); published files whose RELEASE has yet to come, oldest first
 	// describing: describe will run. GUARDED_BY(mu)
 	describing bool
+	guarding   bool // guard will run. GUARDED_BY(mu)
 
 	pending sync.WaitGroup // publishes that wait for a mapping to go away
 	closing chan struct{}  // closed by Close
@@ -203,6 +204,10 @@ func (o *Overlay) enlist(st *Staged) {
 	if !o.describing {
 		o.describing = true
 		time.AfterFunc(describeAfter, o.describe)
+	}
+	if !o.guarding {
+		o.guarding = true
+		time.AfterFunc(guardEvery, o.guard)
 	}
 }
 

@@ -390,12 +390,14 @@ func (s *Store) close() error {
 	}
 	s.noting.Lock() // whoever notes an origin late must not write to a descriptor that is another by then
 	defer s.noting.Unlock()
-	for _, fd := range []int{s.origins, s.salvage, s.fd, s.base} {
-		if fd >= 0 {
-			sys.Close(fd)
+	s.keepMu.Lock()
+	defer s.keepMu.Unlock()
+	for _, fd := range []*int{&s.origins, &s.salvage, &s.fd, &s.base} {
+		if *fd >= 0 {
+			sys.Close(*fd)
 		}
+		*fd = -1
 	}
-	s.origins = -1
 	return nil
 }
 
