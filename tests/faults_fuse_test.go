@@ -16,15 +16,6 @@ func TestFuseBacking(t *testing.T) {
 	})
 }
 
-// TestPoorBacking: one that has no links, no attributes, no flags of rename, no O_TMPFILE and no fallocate.
-func TestPoorBacking(t *testing.T) {
-	eachPath(t, func(t *testing.T, flags []string) {
-		f := newFaultyFS(t)
-		f.poor(t)
-		doEveryday(t, newMountOn(t, f.Dir, flags...), ".")
-	})
-}
-
 // fuseFault is one thing that goes wrong in the backing.
 type fuseFault struct {
 	op, order string

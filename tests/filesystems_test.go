@@ -26,31 +26,6 @@ func doEveryday(t *testing.T, m *mount, at string) {
 	sh(t, m.path(at), stepPrelude+everyday)
 }
 
-// TestFilesystems: with reflinks and without, stacked, and in memory.
-func TestFilesystems(t *testing.T) {
-	for _, fstype := range []string{"ext4", "xfs", "btrfs"} {
-		t.Run(fstype, func(t *testing.T) {
-			eachPath(t, func(t *testing.T, flags []string) {
-				doEveryday(t, newMountOn(t, makeFS(t, fstype, 320<<20), flags...), ".")
-			})
-		})
-	}
-	t.Run("tmpfs", func(t *testing.T) {
-		eachPath(t, func(t *testing.T, flags []string) {
-			doEveryday(t, newMountOn(t, mountAt(t, tempDir(t), "-t", "tmpfs", "none"), flags...), ".")
-		})
-	})
-	t.Run("overlayfs", func(t *testing.T) {
-		eachPath(t, func(t *testing.T, flags []string) {
-			base := mountAt(t, tempDir(t), "-t", "tmpfs", "none") // an overlay takes no overlay for its upper layer
-			sh(t, base, "mkdir lower upper work merged; echo lower > lower/f; echo lower > lower/g")
-			o := "lowerdir=" + base + "/lower,upperdir=" + base + "/upper,workdir=" + base + "/work"
-			merged := mountAt(t, filepath.Join(base, "merged"), "-t", "overlay", "-o", o, "overlay")
-			doEveryday(t, newMountOn(t, merged, flags...), ".")
-		})
-	})
-}
-
 // mountAt mounts something on a directory until the test ends.
 func mountAt(t *testing.T, dir string, args ...string) string {
 	t.Helper()
