@@ -293,7 +293,7 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 		}
 		off = int64(st.Size)
 	}
-	err := fl.writable(f.caller(&in.InHeader).Cred, func(fd int) error {
+	write := func(fd int) error {
 		for done < len(data) {
 			n, err := sys.Pwrite(fd, data[done:], off+int64(done))
 			if err != nil {
@@ -302,7 +302,12 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 			done += n
 		}
 		return nil
-	})
+	}
+	cred := f.caller(&in.InHeader).Cred
+	err := fl.writable(cred, write)
+	if err != nil && fl.w != nil && fl.st.MakeRoom(err) {
+		err = fl.writable(cred, write)
+	}
 	if err != nil {
 		if fl.w != nil && txn.Poisonous(err) {
 			fl.st.Poison(err)

@@ -209,6 +209,9 @@ func (f *FS) tryPassthrough() error {
 	if f.o.ReadOnly() {
 		return nil
 	}
+	if f.o.WritesThrough(f.o.Root()) {
+		return errors.New("the backing is itself a FUSE filesystem, whose failed writes would not be seen")
+	}
 	fd, err := f.o.Scratch()
 	if err != nil {
 		return err

@@ -220,7 +220,7 @@ func (m *mount) descriptors() []string {
 }
 
 // ofStage: .untorn, salvage, stage/INSTANCE, its list of origins, and the reserve of space, which is unlinked and small.
-var ofStage = regexp.MustCompile(`/\.untorn(/salvage|/stage/[0-9a-f]{16}(/origins|/1 \(deleted\))?)?$`)
+var ofStage = regexp.MustCompile(`/\.untorn(/salvage|/stage/[0-9a-f]{16}(/origins|/reserve \(deleted\))?)?$`)
 
 func (m *mount) isPathDirectory(proc, fd string) bool {
 	info, _ := os.ReadFile(proc + "/fdinfo/" + fd)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -115,10 +114,6 @@ func (o *Origin) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// noting guards Store.origins. It keeps appends (readers) apart from the rewriting of a list (the writer). It is one for
-// all Stores: an append takes microseconds, and the kernel serialises the appends to one file anyway.
-var noting sync.RWMutex
-
 // note appends an origin to the list. A later one for the same temp replaces the earlier: the path was renamed, or the
 // command line found out. When it fails, the list still tells what it told before; all that is lost is the path of this
 // temp, should the daemon crash.
@@ -145,8 +140,8 @@ func (s *Store) append(o Origin) (int64, error) {
 	// The newline comes first: a line that was torn by a full disk then ends where the next one begins.
 	line := append([]byte{'\n'}, text...)
 
-	noting.RLock()
-	defer noting.RUnlock()
+	s.noting.RLock()
+	defer s.noting.RUnlock()
 	// On an O_APPEND descriptor pwrite(2) appends, whatever the offset (BUGS there).
 	n, err := s.o.sys.Pwrite(s.origins, line, 0)
 	if err == nil && n < len(line) {
@@ -164,8 +159,8 @@ func (s *Store) append(o Origin) (int64, error) {
 
 // syncOrigins makes the list durable: what is in it survives a power cut, once the directory is synced as well.
 func (s *Store) syncOrigins() error {
-	noting.RLock() // or s.origins may be exchanged meanwhile
-	defer noting.RUnlock()
+	s.noting.RLock() // or s.origins may be exchanged meanwhile
+	defer s.noting.RUnlock()
 	return s.o.sys.Fsync(s.origins)
 }
 
@@ -173,8 +168,8 @@ func (s *Store) syncOrigins() error {
 // fails the old list stays.
 func (s *Store) compact() {
 	sys := s.o.sys
-	noting.Lock()
-	defer noting.Unlock()
+	s.noting.Lock()
+	defer s.noting.Unlock()
 	present, err := namesOf(sys, s.fd)
 	if err != nil {
 		return
