@@ -165,16 +165,6 @@ func (st *Staged) hardenDirs(dirs []*Dir) error {
 	return nil
 }
 
-// sync is fsync of the directory.
-func (d *Dir) sync() error {
-	fd, err := d.o.sys.Reopen(d.fd, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer d.o.sys.Close(fd)
-	return d.o.sys.Fsync(fd)
-}
-
 func releaseAll(dirs []*Dir) {
 	for _, d := range dirs {
 		d.Release()
