@@ -73,6 +73,9 @@ func openFiles(b *bench, s *subject) (float64, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
+	if err := s.remount(); err != nil {
+		return 0, err
+	}
 	n := b.count(1000)
 	before := resident(s)
 	files := make([]*os.File, 0, n)
@@ -118,6 +121,9 @@ func makeForest(b *bench, s *subject) error {
 
 // walked is the memory after all files were looked at.
 func walked(b *bench, s *subject) (float64, error) {
+	if err := s.remount(); err != nil {
+		return 0, err
+	}
 	if _, err := timed(exec.Command("find", filepath.Join(s.dir, "forest"), "-size", "+1")); err != nil {
 		return 0, err
 	}

@@ -72,8 +72,10 @@ func subjects(bin, work string, durabilities []string) []*subject {
 			return s.background("mergerfs", "-o", "allow_other,cache.files=auto-full", s.back, s.dir)
 		}},
 		&subject{name: "gocryptfs", class: peer, needs: "gocryptfs", start: func(s *subject) error {
-			if _, err := output("gocryptfs", "-init", "-q", "-extpass", "echo untorn", "-scryptn", "10", s.back); err != nil {
-				return err
+			if _, err := os.Stat(filepath.Join(s.back, "gocryptfs.conf")); err != nil {
+				if _, err := output("gocryptfs", "-init", "-q", "-extpass", "echo untorn", "-scryptn", "10", s.back); err != nil {
+					return err
+				}
 			}
 			return s.background("gocryptfs", "-q", "-allow_other", "-extpass", "echo untorn", s.back, s.dir)
 		}})
@@ -139,6 +141,18 @@ func (s *subject) unmount() error {
 		s.server.Wait()
 	}
 	return err
+}
+
+// remount ends the subject's server and starts a fresh one, which has nothing of earlier workloads in its memory.
+func (s *subject) remount() error {
+	if err := s.unmount(); err != nil {
+		return err
+	}
+	if err := s.start(s); err != nil {
+		return err
+	}
+	s.mounted = true
+	return nil
 }
 
 // background runs a command that returns when the mount is there.
