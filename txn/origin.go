@@ -121,21 +121,21 @@ func (s *Store) note(o Origin) error {
 	if len(o.Command) > maxCommand {
 		o.Command = o.Command[:maxCommand]
 	}
-	size, err := s.append(o)
+	full, err := s.append(o)
 	if err != nil {
 		return fmt.Errorf("noting the origin of temp %s: %w", o.Temp, err)
 	}
-	if size > compactEvery {
+	if full {
 		s.compact()
 	}
 	return nil
 }
 
-// append writes one line with one write(2), and returns the size of the list if it is time to rewrite it, else 0.
-func (s *Store) append(o Origin) (int64, error) {
+// append writes one line with one write(2). full: it is time to rewrite the list.
+func (s *Store) append(o Origin) (full bool, err error) {
 	text, err := json.Marshal(o)
 	if err != nil {
-		return 0, err
+		return false, err
 	}
 	// The newline comes first: a line that was torn by a full disk then ends where the next one begins.
 	line := append([]byte{'\n'}, text...)
@@ -148,13 +148,17 @@ func (s *Store) append(o Origin) (int64, error) {
 		err = unix.ENOSPC
 	}
 	if err != nil {
-		return 0, err
+		return false, err
 	}
+	return s.overgrown(), nil
+}
+
+// overgrown reports whether the list is due to be rewritten.
+//
+// LOCKS_REQUIRED(s.noting)
+func (s *Store) overgrown() bool {
 	end, err := s.o.sys.Seek(s.origins, 0, unix.SEEK_END)
-	if err != nil || end/compactEvery == (end-int64(n))/compactEvery {
-		return 0, nil
-	}
-	return end, nil
+	return err == nil && end > s.kept+compactEvery
 }
 
 // syncOrigins makes the list durable: what is in it survives a power cut, once the directory is synced as well.
@@ -170,6 +174,11 @@ func (s *Store) compact() {
 	sys := s.o.sys
 	s.noting.Lock()
 	defer s.noting.Unlock()
+	if !s.overgrown() {
+		return // somebody was faster
+	}
+	// Also when it fails: the next try comes when it has grown by as much again.
+	defer func() { s.kept, _ = sys.Seek(s.origins, 0, unix.SEEK_END) }()
 	present, err := namesOf(sys, s.fd)
 	if err != nil {
 		return

@@ -58,6 +58,7 @@ type Store struct {
 	keepMu  sync.Mutex // serialises changes of the salvage by this daemon
 	// noting guards origins. It keeps appends (readers) apart from the rewriting of the list (the writer).
 	noting sync.RWMutex
+	kept   int64 // GUARDED_BY(noting); the length of the list when it was last rewritten
 }
 
 // store returns the Store of the filesystem that d lies on, made at first use at the topmost directory of that filesystem
