@@ -27,6 +27,13 @@
 // file through the dentry.) Then publishing needs no invalidation. NOTIFY_INVAL_ENTRY before an ESTALE saves the kernel one
 // of two lookups; it is sent while no lock is held, and never from CREATE, whose caller holds the lock of the directory.
 //
+// # Rights
+//
+// The kernel checks rights (default_permissions) against the attributes and ACLs that it remembers: for Options.Cache where
+// a path is walked or a file opened, and as long as a descriptor is open where that is changed by fchmod(2) and the like.
+// The daemon of root could do anything, so it makes changes of attributes and hard links as the caller (asCaller), and
+// what CREATE joins is opened as him first (mayOpen).
+//
 // # Locks
 //
 // redirects.mu, pins.mu, files.mu and nodes.mu are taken alone, for a few instructions. node.mu is held while a file of the
