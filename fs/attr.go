@@ -34,6 +34,7 @@ func (f *FS) stat(n *node, out *unix.Statx_t) error {
 		return sys.Stat(fd, "", out)
 	}
 	parent, name := f.nodes.at(n)
+	defer f.nodes.put(parent)
 	d, err := f.dirOf(parent)
 	if err != nil {
 		return err
@@ -97,6 +98,7 @@ func (f *FS) openVersion(n *node, flags int) (int, error) {
 		return f.o.Sys().Reopen(fd, flags)
 	}
 	parent, name := f.nodes.at(n)
+	defer f.nodes.put(parent)
 	d, err := f.dirOf(parent)
 	if err != nil {
 		return -1, err
@@ -123,6 +125,7 @@ func (f *FS) openVersion(n *node, flags int) (int, error) {
 // GetAttr implements fuse.RawFileSystem.
 func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -147,6 +150,7 @@ func (f *FS) attrTimeout(n *node) time.Duration {
 	}
 	if n.fmt == unix.S_IFREG {
 		parent, name := f.nodes.at(n)
+		defer f.nodes.put(parent)
 		if d, err := f.dirOf(parent); err != nil || d.HasStaged(name) {
 			return 0
 		}
@@ -172,6 +176,7 @@ func (f *FS) fillAttr(a *fuse.Attr, st *unix.Statx_t) {
 // SetAttr implements fuse.RawFileSystem.
 func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -278,6 +283,7 @@ func timeArg(valid, set, now uint32, sec uint64, nsec uint32) unix.Timespec {
 // StatFs implements fuse.RawFileSystem.
 func (f *FS) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}

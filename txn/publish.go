@@ -55,7 +55,9 @@ func (st *Staged) publish() error {
 	if err != nil {
 		return st.giveUp(fmt.Errorf("putting it in place: %w", err))
 	}
-	err = st.hardenDirs(dirs)
+	if err = st.hardenDirs(dirs); err == nil {
+		st.store.keepUnkept()
+	}
 	st.end(err)
 	return err
 }
@@ -163,16 +165,6 @@ func (st *Staged) hardenDirs(dirs []*Dir) error {
 	return nil
 }
 
-// sync is fsync of the directory.
-func (d *Dir) sync() error {
-	fd, err := d.o.sys.Reopen(d.fd, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer d.o.sys.Close(fd)
-	return d.o.sys.Fsync(fd)
-}
-
 func releaseAll(dirs []*Dir) {
 	for _, d := range dirs {
 		d.Release()
@@ -196,12 +188,14 @@ func (st *Staged) giveUp(why error) error {
 	id, err := st.store.keep(st.temp, rec)
 	st.leave(Salvaged)
 	if err != nil {
-		// It stays in the stage, where the next recovery finds it.
+		// It stays in the stage.
+		st.store.unkept.add(st.temp, rec)
 		st.o.log.Error("not published, and not salvaged either: it stays in the stage", "path", rec.Path,
 			"pid", rec.Pid, "reason", why, "err", err)
 	} else {
 		st.o.log.Warn("not published; its bytes are in the salvage", "path", rec.Path, "pid", rec.Pid,
 			"command", rec.Command, "bytes", s.Size, "reason", why, "id", id)
+		st.store.keepUnkept()
 	}
 	st.end(why)
 	return why
