@@ -332,7 +332,7 @@ func (fl *file) writable(c txn.Cred, do func(fd int) error) error {
 	if fl.st == nil {
 		return as(fl.fd)
 	}
-	if fl.w != nil && fl.st.State() == txn.Published {
+	if s := fl.st.State(); fl.w != nil && (s == txn.Publishing || s == txn.Published) {
 		fl.st.TakeBack() // what is published is never written again
 	}
 	return fl.st.Writable(as)

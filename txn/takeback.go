@@ -70,9 +70,12 @@ func (o *Overlay) releaseWatched() {
 	}
 }
 
-// TakeBack stages a file again that was published although somebody can still write to it. It does nothing when all
-// writers are gone. On failure the version stays as it is, and what is still written changes it in place; that is logged.
+// TakeBack stages a file again that was published, or is just being, although somebody can still write to it. It does
+// nothing when all writers are gone. On failure the version stays as it is, and what is still written changes it in place; that is logged.
 func (st *Staged) TakeBack() {
+	if s := st.State(); s == Publishing || s == Published {
+		<-st.done() // its name may lead to it already, and where it stands is known after that
+	}
 	st.backMu.Lock()
 	defer st.backMu.Unlock()
 	st.mu.Lock()
