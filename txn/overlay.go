@@ -258,8 +258,8 @@ type Caller struct {
 }
 
 // undecidedWait is how long others wait for a staged file whose last close cannot be told from an earlier one: the
-// RELEASE that decides arrives within tens of microseconds if it was the last.
-const undecidedWait = 10 * time.Millisecond
+// RELEASE that decides arrives within tens of microseconds if it was the last. Tests that are not about time change it.
+var undecidedWait = 10 * time.Millisecond
 
 // Mounted tells which device the overlay is seen as, to recognise descriptors of it in /proc.
 func (o *Overlay) Mounted(dev uint64) { o.mount.Store(dev) }
