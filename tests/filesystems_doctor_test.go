@@ -104,7 +104,7 @@ var madeFilesystems = map[string]madeFS{
 		},
 		lacks: []string{"reflink", "O_TMPFILE", "RENAME_NOREPLACE", "RENAME_EXCHANGE", "hard links", "user xattrs",
 			"POSIX ACLs"},
-		says:  map[string]string{"passthrough": "not over FUSE", "filesystem": "another FUSE filesystem"},
+		says: map[string]string{"passthrough": "not over FUSE", "filesystem": "another FUSE filesystem"},
 	},
 }
 
