@@ -22,6 +22,8 @@ type Dir struct {
 	key  storeKey
 	refs int // GUARDED_BY(o.mu)
 
+	syncs sharedSync
+
 	projectOnce sync.Once
 	project     bool // set by projectOnce
 

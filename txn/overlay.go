@@ -45,6 +45,7 @@ type Overlay struct {
 	ro     bool
 	blind  sync.Once     // to say once that the end of a writer cannot be seen
 	mount  atomic.Uint64 // device number of the mount, 0 while it is not known
+	saved  atomic.Int64  // what was recovered into the salvage
 
 	mu      sync.Mutex
 	dirs    map[Ident]*Dir      // GUARDED_BY(mu)
@@ -101,6 +102,9 @@ func Open(ctx context.Context, fd int, opt Options) (*Overlay, error) {
 
 // ReadOnly reports whether the backing cannot be written.
 func (o *Overlay) ReadOnly() bool { return o.ro }
+
+// Recovered is how many files of earlier daemons went to the salvage.
+func (o *Overlay) Recovered() int { return int(o.saved.Load()) }
 
 // Root is the backing directory itself.
 func (o *Overlay) Root() *Dir { return o.root }

@@ -22,6 +22,7 @@ const (
 	stageName   = "stage"
 	journalName = "journal"
 	salvageName = "salvage"
+	clockName   = "clock"
 	originsName = "origins"
 )
 
@@ -52,10 +53,12 @@ type Store struct {
 	noLease       atomic.Bool // ... no leases
 
 	reserve reserve
+	newest  newest // entry of the salvage
 	unkept  unkept
 	keepMu  sync.Mutex // serialises changes of the salvage by this daemon
 	// noting guards origins. It keeps appends (readers) apart from the rewriting of the list (the writer).
 	noting sync.RWMutex
+	kept   int64 // GUARDED_BY(noting); the length of the list when it was last rewritten
 }
 
 // store returns the Store of the filesystem that d lies on, made at first use at the topmost directory of that filesystem
@@ -221,34 +224,89 @@ func trusted(sys Sys, fd int) error {
 	return nil
 }
 
-// checkFormat reads the format file, and with create writes it where it is missing.
+// maxFormat bounds the format file; a longer one is not ours.
+const maxFormat = 64
+
+// checkFormat reads the format file. Where it is missing or empty, and nothing else is in .untorn yet, the very first mount
+// was cut short: with create the file is written then. ErrFormat, ErrPlanted.
 func checkFormat(sys Sys, base int, create bool) error {
-	want := fmt.Sprintf("untorn %d\n", Format)
-	fd, err := sys.Open(base, formatName, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err == unix.ENOENT && create {
-		return writeFile(sys, base, formatName, []byte(want))
-	}
-	if err == unix.ELOOP {
-		return fmt.Errorf("%w: the format file is a symlink", ErrPlanted)
-	}
-	if err != nil {
-		return fmt.Errorf("opening the format file: %w", err)
-	}
-	defer sys.Close(fd)
-	var buf [64]byte
-	n, err := sys.Pread(fd, buf[:], 0)
-	if err != nil {
+	text, err := readEnd(sys, base, formatName, maxFormat+1)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("reading the format file: %w", err)
 	}
-	text, ok := strings.CutPrefix(strings.TrimSpace(string(buf[:n])), "untorn ")
-	v, err := strconv.Atoi(text)
-	if !ok || err != nil || v < 1 {
-		return fmt.Errorf("%w: the format file reads %q", ErrFormat, buf[:n])
+	if len(strings.Trim(string(text), "\x00")) == 0 { // zeroes are what a power cut leaves of what was not synced
+		return finishFormat(sys, base, create)
+	}
+	number, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "untorn ")
+	v, err := strconv.Atoi(number)
+	if !ok || err != nil || v < 1 || len(text) > maxFormat {
+		return fmt.Errorf("%w: the format file reads %.80q", ErrFormat, text)
 	}
 	if v > Format {
 		return fmt.Errorf("%w: it is format %d, this untorn knows up to %d", ErrFormat, v, Format)
 	}
 	return nil
+}
+
+func finishFormat(sys Sys, base int, create bool) error {
+	ok, err := fresh(sys, base)
+	if err != nil {
+		return fmt.Errorf("looking whether %s is new: %w", Hidden, err)
+	}
+	if !ok {
+		return fmt.Errorf("%w: the format file is missing or empty, but %s is in use", ErrFormat, Hidden)
+	}
+	if !create {
+		return nil
+	}
+	done := writing(sys, base)
+	defer done()
+	return writeFile(sys, base, formatName, fmt.Appendf(nil, "untorn %d\n", Format))
+}
+
+// fresh reports whether nothing but what a first mount makes is in .untorn, and no bytes of anybody.
+func fresh(sys Sys, base int) (bool, error) {
+	all, err := names(sys, base)
+	if err != nil {
+		return false, err
+	}
+	for _, name := range all {
+		empty := true
+		switch name {
+		case formatName, clockName:
+		case journalName, salvageName:
+			empty, err = emptyDir(sys, base, name, nil)
+		case stageName:
+			empty, err = emptyDir(sys, base, name, func(stage int, instance string) (bool, error) {
+				return emptyDir(sys, stage, instance, func(_ int, name string) (bool, error) { return name == originsName, nil })
+			})
+		default:
+			empty = strings.HasPrefix(name, formatName+tempMark)
+		}
+		if err != nil || !empty {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// emptyDir reports whether all in a directory of ours passes a test, or nothing is in it. ErrPlanted.
+func emptyDir(sys Sys, dir int, name string, pass func(dir int, name string) (bool, error)) (bool, error) {
+	fd, err := existing(sys, dir, name)
+	if err != nil || fd < 0 {
+		return err == nil, err
+	}
+	defer sys.Close(fd)
+	all, err := names(sys, fd)
+	if err != nil || len(all) > 0 && pass == nil {
+		return false, err
+	}
+	for _, name := range all {
+		if ok, err := pass(fd, name); err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // writeFile makes a small file whole: temp, fsync, rename.
@@ -313,6 +371,7 @@ func (s *Store) open() error {
 	if err != nil {
 		return fmt.Errorf("recovering leftovers: %w", err)
 	}
+	s.o.saved.Add(int64(report.Salvaged))
 	if report.Salvaged > 0 || report.Dropped > 0 {
 		s.o.log.Warn("recovered what an earlier daemon left", "salvaged", report.Salvaged, "dropped", report.Dropped)
 	}
@@ -413,8 +472,10 @@ func unmake(sys Sys, top int) error {
 			return err
 		}
 	}
-	if err := sys.Unlink(base, formatName); err != nil {
-		return err
+	for _, name := range []string{clockName, formatName} {
+		if err := sys.Unlink(base, name); err != nil && err != unix.ENOENT {
+			return err
+		}
 	}
 	return sys.Rmdir(top, Hidden)
 }

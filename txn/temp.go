@@ -260,7 +260,7 @@ func (st *Staged) snapshot() error {
 		return err
 	}
 	st.id = IdentOf(&s)
-	st.clean = versionOf(&s)
+	st.clean, st.read = versionOf(&s), bare(s.Atime)
 	return nil
 }
 

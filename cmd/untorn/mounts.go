@@ -144,6 +144,14 @@ func resolve(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	real, err := resolveOnce(abs)
+	if errors.Is(err, unix.ECONNABORTED) { // the daemon has died while we asked it; there may be another already
+		return resolveOnce(abs)
+	}
+	return real, err
+}
+
+func resolveOnce(abs string) (string, error) {
 	real, err := filepath.EvalSymlinks(abs)
 	if err == nil {
 		// The kernel may still remember the attributes of a dead mount; statfs(2) always asks the daemon.
