@@ -208,7 +208,8 @@ func TestInodesExhausted(t *testing.T) {
 		m.awaitLog(t, "gave up a salvaged file")
 		mustUntorn(t, "salvage", "purge", backing, "--all")
 		sh(t, backing, `for i in {1..200}; do : > d/more$i || break; done 2> /dev/null`)
-		sh(t, m.Dir, `if echo newer > f; then exit 1; fi 2> /dev/null; [ "$(cat f)" = new ]; rm -r d; echo newer > f; [ "$(cat f)" = newer ]`)
+		sh(t, m.Dir, `if echo newer > f; then exit 1; fi 2> /dev/null; [ "$(cat f)" = new ]
+			rm -r d; echo newer > f; [ "$(cat f)" = newer ]`)
 	})
 }
 

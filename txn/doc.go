@@ -72,7 +72,10 @@
 // # Filesystems
 //
 // A filesystem mounted below the backing, a bind mount, or a btrfs subvolume gets a .untorn of its own at its top
-// (storeKey), because rename does not leave it. What lacks O_TMPFILE (overlayfs before Linux 6.2, NFS) gets new files by a
-// twin of their directory in the stage; what lacks reflinks gets copies that keep holes; what lacks leases (F_SETLEASE)
-// publishes at RELEASE although a mapping may be left.
+// (storeKey), because rename does not leave it. It is opened at first use and closed when the kernel has forgotten all
+// directories there, so that the filesystem can be unmounted. What lacks O_TMPFILE (overlayfs before Linux 6.2, NFS), or
+// cannot link such a file (FUSE servers), gets new files by a twin of their directory in the stage; what lacks reflinks
+// gets copies that keep holes; what lacks leases (F_SETLEASE) publishes at RELEASE although a mapping may be left; what
+// lacks hard links and RENAME_NOREPLACE has new names taken by an empty file (renameNew). FUSE filesystems are written to
+// through the daemon: see WritesThrough.
 package txn
