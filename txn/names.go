@@ -17,7 +17,7 @@ func (d *Dir) make(name string, c Caller, do func(sys Sys) error) error {
 	if len(d.slots[name]) > 0 {
 		return unix.EEXIST
 	}
-	return d.o.sys.As(c.Cred, func() error { return do(d.o.sys) })
+	return d.o.sys.As(c.Cred, func() error { return do(d.o.keep) })
 }
 
 // Mkdir makes a directory for the caller.
@@ -51,7 +51,7 @@ func (d *Dir) CreateDirect(name string, flags int, mode, umask uint32, c Caller)
 func (d *Dir) Tmpfile(flags int, mode, umask uint32, c Caller) (fd int, err error) {
 	mode = d.createMode(mode&0o7777, umask)
 	err = d.o.sys.As(c.Cred, func() (err error) {
-		fd, err = d.o.sys.Open(d.fd, ".", flags|unix.O_TMPFILE, mode)
+		fd, err = d.o.keep.Open(d.fd, ".", flags|unix.O_TMPFILE, mode)
 		return err
 	})
 	return fd, err

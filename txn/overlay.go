@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"untorn/txn/proc"
+	"untorn/txn/spare"
 )
 
 // Hidden is the name of untorn's own directory at the root of each filesystem of the backing. The name is reserved in
@@ -37,7 +38,8 @@ type Options struct {
 
 // Overlay is one backing directory with everything that is staged on it. All methods may be called concurrently.
 type Overlay struct {
-	sys    Sys
+	sys    Sys // for what is given back at once; keep is for what is kept
+	keep   Sys
 	opt    Options
 	log    *slog.Logger
 	newest proc.Newest
@@ -71,12 +73,13 @@ func Open(ctx context.Context, fd int, opt Options) (*Overlay, error) {
 	if opt.Rules == nil {
 		opt.Rules = DefaultRules()
 	}
+	spare.Fill()
 	newest, err := proc.OpenNewest()
 	if err != nil {
 		return nil, fmt.Errorf("opening /proc/loadavg: %w", err)
 	}
 	o := &Overlay{
-		sys: opt.Sys, opt: opt, log: opt.Log, newest: newest,
+		sys: brief{opt.Sys}, keep: lasting{opt.Sys}, opt: opt, log: opt.Log, newest: newest,
 		dirs:    map[Ident]*Dir{},
 		stores:  map[storeKey]*Store{},
 		staged:  map[*Staged]bool{},
@@ -103,7 +106,7 @@ func (o *Overlay) ReadOnly() bool { return o.ro }
 func (o *Overlay) Root() *Dir { return o.root }
 
 // Sys is the system below, for the verbs that have nothing to do with staging.
-func (o *Overlay) Sys() Sys { return o.sys }
+func (o *Overlay) Sys() Sys { return o.keep }
 
 // Rules are the rules in force.
 func (o *Overlay) Rules() *Rules { return o.opt.Rules }
@@ -115,7 +118,7 @@ func (o *Overlay) Scratch() (int, error) {
 		return -1, err
 	}
 	name := s.next()
-	fd, err := o.sys.Open(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	fd, err := o.keep.Open(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return -1, fmt.Errorf("making a scratch file: %w", err)
 	}

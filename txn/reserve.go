@@ -24,7 +24,7 @@ func (r *reserve) fill(s *Store) {
 		return
 	}
 	sys, name := s.o.sys, s.next()
-	fd, err := sys.Open(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	fd, err := s.o.keep.Open(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return
 	}

@@ -154,7 +154,7 @@ func newShop(t *testing.T) *shop {
 // open starts a daemon's Store on the backing.
 func (s *shop) open() {
 	s.t.Helper()
-	o := &Overlay{sys: s.sys, log: slog.New(slog.NewTextHandler(&s.log, nil))}
+	o := &Overlay{sys: s.sys, keep: s.sys, log: slog.New(slog.NewTextHandler(&s.log, nil))}
 	base, err := openBase(s.sys, s.dir, true)
 	must(s.t, err)
 	s.Store = &Store{o: o, base: base, fd: -1, salvage: -1, origins: -1}

@@ -255,7 +255,7 @@ func (st *Staged) withdraw() {
 // demote exchanges our writable descriptor for one that only reads: with passthrough nobody writes through it, and a
 // read lease, which tells whether a mapping is left, is refused while any writable one is open.
 func (st *Staged) demote() error {
-	fd, err := st.o.sys.Reopen(st.fd, unix.O_RDONLY)
+	fd, err := st.o.keep.Reopen(st.fd, unix.O_RDONLY)
 	if err == unix.EACCES {
 		return nil // a mode that lets not even the owner read, and no privileges: keep the one there is
 	}
