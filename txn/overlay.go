@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +53,7 @@ type Overlay struct {
 	mu      sync.Mutex
 	dirs    map[Ident]*Dir      // GUARDED_BY(mu)
 	stores  map[storeKey]*Store // GUARDED_BY(mu)
+	gone    []*Store            // GUARDED_BY(mu); stores that were removed by hand
 	staged  map[*Staged]bool    // GUARDED_BY(mu); every staged file that has not come to its end
 	watched []watched           // GUARDED_BY(mu); published files whose RELEASE has yet to come, oldest first
 	// describing: describe will run. GUARDED_BY(mu)
@@ -138,8 +141,8 @@ func (o *Overlay) Close() error {
 		st.abandon("the mount ended while the file was open")
 	}
 	o.mu.Lock()
-	stores := o.stores
-	o.stores = map[storeKey]*Store{}
+	stores := slices.AppendSeq(o.gone, maps.Values(o.stores))
+	o.stores, o.gone = map[storeKey]*Store{}, nil
 	o.mu.Unlock()
 	var first error
 	for _, s := range stores {

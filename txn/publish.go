@@ -47,6 +47,9 @@ func (st *Staged) publish() error {
 	if err == errGone {
 		return st.drop() // unlinked on the way, like any file
 	}
+	if errors.Is(err, unix.ENOENT) && st.lost() {
+		return st.publishLost()
+	}
 	if err != nil {
 		return st.giveUp(fmt.Errorf("putting it in place: %w", err))
 	}
@@ -231,6 +234,9 @@ func (st *Staged) giveUp(why error) error {
 		Path: st.path(), Time: time.Now(), Pid: st.pid(), Command: st.commandLine(st.pid()), Reason: why.Error(),
 	}
 	id, err := st.store.keep(st.temp, rec)
+	if err != nil {
+		id, err = st.keepLost(rec, err)
+	}
 	st.leave(Salvaged)
 	if err != nil {
 		// It stays in the stage, where the next recovery finds it.

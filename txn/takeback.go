@@ -103,7 +103,7 @@ func (st *Staged) takeBack(d *Dir, name string) error {
 	defer st.Unhold()
 	sys := st.o.sys
 	temp := st.store.next()
-	if err := sys.LinkFd(fd, st.store.fd, temp); err == unix.ENOENT {
+	if err := sys.LinkFd(fd, st.store.fd, temp); err == unix.ENOENT && !st.store.gone() {
 		return nil // it has no name any more, so nobody sees what is written
 	} else if err != nil {
 		return fmt.Errorf("linking it into the stage: %w", err)
