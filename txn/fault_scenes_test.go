@@ -9,7 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var scenes = []scene{
+// scenes are all ways in which a program and the daemon come to change something. Those of more_fault_scenes_test.go are
+// about what surrounds that.
+var scenes = append([]scene{
 	{
 		name: "create", want: map[string]string{"new": news}, may: map[string]string{"new": "-"},
 		act: func(a *attempt) error { return a.replace("new", nil) },
@@ -55,6 +57,35 @@ var scenes = []scene{
 		},
 	},
 	{
+		name: "append, by two", want: map[string]string{"f": oldF + "onetwo"},
+		may: map[string]string{"f": oldF + "|" + oldF + "one"}, steps: true,
+		act: func(a *attempt) error {
+			w, err := a.Root().OpenWrite("f", Ident{}, unix.O_WRONLY|unix.O_APPEND, a.me)
+			if err != nil {
+				return err
+			}
+			second, err := a.Root().OpenWrite("f", Ident{}, unix.O_WRONLY|unix.O_APPEND, a.me)
+			if err = first(err, a.piece(w, "one", int64(len(oldF)))); err == nil {
+				err = a.piece(second, "two", int64(len(oldF)+3))
+			}
+			err = first(err, finish(w, a.me))
+			if second != nil {
+				err = first(err, finish(second, a.me))
+			}
+			return err
+		},
+	},
+	{
+		name: "update", want: map[string]string{"f": news}, may: map[string]string{"f": oldF},
+		act: func(a *attempt) error { // of a file that may be mapped
+			w, err := a.Root().OpenWrite("f", Ident{}, unix.O_RDWR, a.me)
+			if err != nil {
+				return err
+			}
+			return a.put(w, nil, news)
+		},
+	},
+	{
 		name: "attributes", want: map[string]string{"f": news}, may: map[string]string{"f": oldF},
 		act: func(a *attempt) error {
 			return a.replace("f", func(*Writer) error {
@@ -64,6 +95,30 @@ var scenes = []scene{
 		more: func(a *attempt, err error) {
 			if content(a.at("f")) == news {
 				equal(a.t, "mode", a.stat("f").Mode&0o7777, 0o601)
+				equal(a.t, "xattr", a.xattr("f", "user.note"), "x")
+			}
+		},
+	},
+	{
+		name: "attributes of the staged file", want: map[string]string{"f": news}, may: map[string]string{"f": oldF}, steps: true,
+		before: func(a *attempt) { a.setxattr("f", "user.old", []byte("x")) },
+		act: func(a *attempt) error {
+			return a.replace("f", func(w *Writer) error {
+				fd, err := w.Staged().Hold()
+				if err != nil {
+					return err
+				}
+				defer w.Staged().Unhold()
+				day := unix.Timespec{Sec: 86400}
+				err = first(a.sys.Chmod(fd, 0o605), a.sys.Chown(fd, os.Getuid(), os.Getgid()), a.sys.Utimes(fd, day, day),
+					a.sys.Setxattr(fd, "user.note", []byte("x"), 0), a.sys.Removexattr(fd, "user.old"))
+				w.Staged().MarkSet(true, true, true)
+				return err
+			})
+		},
+		more: func(a *attempt, err error) {
+			if err == nil {
+				equal(a.t, "mode", a.stat("f").Mode&0o7777, 0o605)
 				equal(a.t, "xattr", a.xattr("f", "user.note"), "x")
 			}
 		},
@@ -88,6 +143,32 @@ var scenes = []scene{
 			defer func() { a.wrote = "" }() // nobody will miss it
 			return a.replace("f", func(*Writer) error { return a.Root().Unlink("f", a.me) })
 		},
+	},
+	{
+		name: "unlink a new name", steps: true, want: map[string]string{"new": "-"}, may: map[string]string{"new": news},
+		act: func(a *attempt) error {
+			defer func() { a.wrote = "" }()
+			return a.replace("new", func(*Writer) error { return a.Root().Unlink("new", a.me) })
+		},
+	},
+	{
+		name: "exchange", steps: true,
+		want: map[string]string{"f": oldG, "g": news}, may: map[string]string{"f": oldF + "|" + news, "g": oldG + "|" + oldF},
+		act: func(a *attempt) error {
+			return a.replace("f", func(*Writer) error { return a.rename("f", "g", unix.RENAME_EXCHANGE, a.me) })
+		},
+	},
+	{
+		name: "exchange a new name", steps: true,
+		want: map[string]string{"f": news, "new": oldF}, may: map[string]string{"f": oldF + "|-", "new": "-|" + news},
+		act: func(a *attempt) error {
+			return a.replace("new", func(*Writer) error { return a.rename("new", "f", unix.RENAME_EXCHANGE, a.me) })
+		},
+	},
+	{
+		name: "hard link", want: map[string]string{"f": news, "g": oldF}, may: map[string]string{"f": oldF},
+		before: func(a *attempt) { must(a.t, errors.Join(os.Remove(a.at("g")), os.Link(a.at("f"), a.at("g")))) },
+		act:    func(a *attempt) error { return a.replace("f", nil) },
 	},
 	{
 		name: "two names", steps: true,
@@ -161,4 +242,4 @@ var scenes = []scene{
 			equal(a.t, "salvage", fmt.Sprint(slices.Compact(list)), want)
 		},
 	},
-}
+}, more...)

@@ -43,7 +43,7 @@ func (st *Staged) lost() bool {
 
 // publishLost ends a staged file whose temp is lost: it publishes a copy under all its names.
 func (st *Staged) publishLost() error {
-	twin, err := st.copyOut()
+	twin, err := st.copyOut((*Staged).makeLike)
 	if err == errGone {
 		return st.drop()
 	}
@@ -62,7 +62,7 @@ func (st *Staged) keepLost(rec Record, failed error) (id string, err error) {
 	if !errors.Is(failed, unix.ENOENT) || !st.lost() && !st.store.gone() {
 		return "", failed
 	}
-	twin, err := st.copyOut()
+	twin, err := st.copyOut((*Staged).makeKept)
 	if err != nil {
 		return "", err
 	}
@@ -75,9 +75,22 @@ func (st *Staged) keepLost(rec Record, failed error) (id string, err error) {
 	return id, err
 }
 
+// makeKept is makeLike for the salvage, where the bytes count. What cannot be had of the attributes is left away.
+func (st *Staged) makeKept(d *Dir, base int, _ bool) (err error) {
+	var s unix.Statx_t
+	if err := st.o.sys.Stat(base, "", &s); err != nil {
+		return err
+	}
+	if st.fd, err = st.makeBare(d); err != nil {
+		return err
+	}
+	copyAttributes(st.o.sys, base, st.fd, 0)
+	return st.copyBytes(base, int64(s.Size))
+}
+
 // copyOut makes a copy of a staged file that nobody writes to any more, in state Publishing and with the same names.
 // errGone: it has none.
-func (st *Staged) copyOut() (*Staged, error) {
+func (st *Staged) copyOut(with func(twin *Staged, d *Dir, base int, bytes bool) error) (*Staged, error) {
 	fd, err := st.Hold()
 	if err != nil {
 		return nil, err
@@ -112,7 +125,7 @@ func (st *Staged) copyOut() (*Staged, error) {
 		_, err = st.o.renew(d, store)
 	}
 	if err == nil {
-		err = twin.make(d, func() error { return twin.makeLike(d, fd, true) })
+		err = twin.make(d, func() error { return with(twin, d, fd, true) })
 	}
 	if err != nil {
 		twin.fail()

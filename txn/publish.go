@@ -239,9 +239,12 @@ func (st *Staged) giveUp(why error) error {
 	}
 	st.leave(Salvaged)
 	if err != nil {
-		// It stays in the stage, where the next recovery finds it.
-		st.o.log.Error("not published, and not salvaged either: it stays in the stage", "path", rec.Path,
-			"pid", rec.Pid, "reason", why, "err", err)
+		left := "it stays in the stage" // where the next recovery finds it
+		if st.lost() {
+			left = "it was removed from the stage, and is lost"
+		}
+		st.o.log.Error("not published, and not salvaged either: "+left, "path", rec.Path, "pid", rec.Pid,
+			"reason", why, "err", err)
 	} else {
 		st.o.log.Warn("not published; its bytes are in the salvage", "path", rec.Path, "pid", rec.Pid,
 			"command", rec.Command, "bytes", s.Size, "reason", why, "id", id)
@@ -346,6 +349,10 @@ func (st *Staged) Sync(data bool) error {
 		return nil
 	}
 	if st.o.opt.PublishOnFsync {
+		st.probe(Caller{Cred: st.cred, Tid: st.pid()})
+		if err := st.poisoned(); err != nil {
+			return err
+		}
 		return st.publishCopy()
 	}
 	if err := st.store.syncOrigins(); err != nil {

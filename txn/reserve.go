@@ -28,8 +28,11 @@ func (r *reserve) fill(s *Store) {
 	if err != nil {
 		return
 	}
-	sys.Unlink(s.fd, name)
-	if err := sys.Fallocate(fd, 0, 0, reserveSize); err != nil {
+	// With a name it would be taken for a temp by a recovery. An empty one is not.
+	if err = sys.Unlink(s.fd, name); err == nil {
+		err = sys.Fallocate(fd, 0, 0, reserveSize)
+	}
+	if err != nil {
 		sys.Close(fd)
 		return
 	}
