@@ -154,6 +154,8 @@ func TestFaults(t *testing.T) {
 	spare.Fill()
 	soak := os.Getenv("UNTORN_TEST_SOAK") != ""
 	killed, rules := killedEnd(t), DefaultRules()
+	tried := 0
+	defer func() { t.Logf("%d faults in %d scenes", tried, len(scenes)) }()
 	program, _ := child(t) // it has few descriptors: they are looked through at each close
 	for _, s := range scenes {
 		t.Run(s.name, func(t *testing.T) {
@@ -172,6 +174,7 @@ func TestFaults(t *testing.T) {
 						break
 					}
 					for i := 0; s.run(t, &oneFault{at: i, err: faults[(i+n+k)%len(faults)]}, opt, program, killed); i++ {
+						tried++
 					}
 				}
 				if (n > 1 || s.long && n > 0) && !soak {
@@ -183,6 +186,7 @@ func TestFaults(t *testing.T) {
 						continue
 					}
 					for i := 0; s.run(t, &oneFault{at: i, err: lasting, kind: kind, stays: true}, opt, program, killed); i++ {
+						tried++
 					}
 				}
 			}
