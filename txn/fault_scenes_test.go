@@ -100,6 +100,24 @@ var scenes = append([]scene{
 		},
 	},
 	{
+		name: "attributes alone, of a file with two names", steps: true,
+		want: map[string]string{"f": oldF, "new": oldF},
+		act: func(a *attempt) error {
+			must(a.t, os.Link(a.at("f"), a.at("new")))
+			w, err := a.Root().OpenWrite("f", Ident{}, unix.O_WRONLY, a.me)
+			if err != nil {
+				return err
+			}
+			err = w.Staged().Writable(func(fd int) error { return unix.Fchmod(fd, 0o601) })
+			return first(err, finish(w, a.me))
+		},
+		more: func(a *attempt, err error) {
+			if err == nil {
+				equal(a.t, "mode", a.stat("f").Mode&0o7777, 0o601)
+			}
+		},
+	},
+	{
 		name: "attributes of the staged file", want: map[string]string{"f": news}, may: map[string]string{"f": oldF}, steps: true,
 		before: func(a *attempt) { a.setxattr("f", "user.old", []byte("x")) },
 		act: func(a *attempt) error {

@@ -13,6 +13,9 @@ type reserve struct {
 	fd int // GUARDED_BY(mu); 0 when there is none
 }
 
+// reserveName is the name that it has for an instant. No temp has it: theirs are numbers in base 36 of fewer digits.
+const reserveName = "reserve"
+
 // reserveSize is enough for some records and the directory blocks that they may need.
 const reserveSize = 64 << 10
 
@@ -23,13 +26,13 @@ func (r *reserve) fill(s *Store) {
 	if r.fd != 0 {
 		return
 	}
-	sys, name := s.o.sys, s.next()
-	fd, err := s.o.keep.Open(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	sys := s.o.sys
+	fd, err := s.o.keep.Open(s.fd, reserveName, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return
 	}
 	// With a name it would be taken for a temp by a recovery. An empty one is not.
-	if err = sys.Unlink(s.fd, name); err == nil {
+	if err = sys.Unlink(s.fd, reserveName); err == nil {
 		err = sys.Fallocate(fd, 0, 0, reserveSize)
 	}
 	if err != nil {
