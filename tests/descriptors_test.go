@@ -45,7 +45,7 @@ func TestDaemonOutOfDescriptors(t *testing.T) {
 		m := newMount(t, flags...)
 		m.put(t, "f", oldVersion)
 		limit := unix.Rlimit{Cur: 180, Max: 180}
-		if err := unix.Prlimit(m.daemon.Process.Pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+		if err := unix.Prlimit(m.server, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
 			t.Fatal(err)
 		}
 		killed := startSteps(t, m.Dir, `exec bash -c 'echo kept; echo step >&8; read -u 9; kill -9 $$' > f`)
