@@ -57,6 +57,17 @@
 //
 // Package proc says what may be read of a process while it waits for us.
 //
+// # Faults
+//
+// Each operation of Sys may fail at any time. What was there before then stands, whole; the caller is told, with the errno
+// of the operation, unless the new version stands; and the bytes are in the salvage, or in the stage if that fails too.
+// (TestFaults has every operation of every scene fail.) Two faults are no errors:
+//
+//   - No descriptor is left. Programs can use up those of the daemon, since each open file costs one. Opens then fail with
+//     EMFILE. What ends a staged file uses the descriptors of package spare: it is published at its close as ever.
+//   - The stage is removed by hand. A new one is made, and a file that was staged in the old one is published or salvaged
+//     as a copy (lost.go). Only what goes on in place (a database) cannot be one: it goes to the salvage.
+//
 // # Where measurement went against the design
 //
 //   - Full disks (F9b): one block beyond the end is not enough of a probe. On an ext4 with 1 KiB blocks a write of one page
