@@ -76,6 +76,17 @@
 // descriptor was ever closed is dropped if it is untouched, since open(2) can fail after we have answered it (a signal),
 // and otherwise its opener's end decides; if that is not known, it is salvaged.
 //
+// # Faults
+//
+// Each operation of Sys may fail at any time. What was there before then stands, whole; the caller is told, with the errno
+// of the operation, unless the new version stands; and the bytes are in the salvage, or in the stage if that fails too.
+// (TestFaults has every operation of every scene fail.) Two faults are no errors:
+//
+//   - No descriptor is left. Programs can use up those of the daemon, since each open file costs one. Opens then fail with
+//     EMFILE. What ends a staged file uses the descriptors of package spare: it is published at its close as ever.
+//   - The stage is removed by hand. A new one is made, and a file that was staged in the old one is published or salvaged
+//     as a copy (lost.go). Only what goes on in place (a database) cannot be one: it goes to the salvage.
+//
 // # Where measurement went against the design
 //
 //   - Full disks (F9b): one block beyond the end is not enough of a probe. On an ext4 with 1 KiB blocks a write of one page
@@ -99,7 +110,10 @@
 // # Filesystems
 //
 // A filesystem mounted below the backing, a bind mount, or a btrfs subvolume gets a .untorn of its own at its top
-// (storeKey), because rename does not leave it. What lacks O_TMPFILE (overlayfs before Linux 6.2, NFS) gets new files by a
-// twin of their directory in the stage; what lacks reflinks gets copies that keep holes; what lacks leases (F_SETLEASE)
-// publishes at RELEASE although a mapping may be left.
+// (storeKey), because rename does not leave it. It is opened at first use and closed when the kernel has forgotten all
+// directories there, so that the filesystem can be unmounted. What lacks O_TMPFILE (overlayfs before Linux 6.2, NFS), or
+// cannot link such a file (FUSE servers), gets new files by a twin of their directory in the stage; what lacks reflinks
+// gets copies that keep holes; what lacks leases (F_SETLEASE) publishes at RELEASE although a mapping may be left; what
+// lacks hard links and RENAME_NOREPLACE has new names taken by an empty file (renameNew). FUSE filesystems are written to
+// through the daemon: see WritesThrough.
 package txn

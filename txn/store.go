@@ -436,9 +436,11 @@ func (s *Store) enter(stage int) error {
 // close removes the instance if it is empty, which it is unless something could not be salvaged.
 func (s *Store) close() error {
 	sys := s.o.sys
-	s.reserve.spend(sys)
 	if s.fd >= 0 && s.origins >= 0 {
 		s.keepUnkept()
+	}
+	s.reserve.spend(sys) // which salvaging takes again
+	if s.fd >= 0 && s.origins >= 0 {
 		if left, err := names(sys, s.fd); err == nil && len(left) == 1 && left[0] == originsName {
 			sys.Unlink(s.fd, originsName)
 			if stage, err := sys.Open(s.base, stageName, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err == nil {

@@ -61,44 +61,31 @@ const manyDescriptors = 2048
 
 // eachFdinfo asks about every descriptor of a process, until the answer is not No.
 func eachFdinfo(tid uint32, ask func(text []byte) Answer) (a Answer, seen int) {
-	d, err := unix.Open(dir(tid)+"/fdinfo", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	base := dir(tid) + "/fdinfo/"
+	names, err := list(base)
 	if err == unix.ENOENT || err == unix.ESRCH {
-		return No, 0
+		return No, 0 // it exited, perhaps while we were reading
 	}
 	if err != nil {
 		return Unknown, 0
 	}
-	defer unix.Close(d)
-	var ents [4096]byte
+	if len(names) > manyDescriptors {
+		return Unknown, len(names)
+	}
 	var buf [512]byte
-	for {
-		// The last call returns nothing: a signal may cut any other one short.
-		n, err := unix.Getdents(d, ents[:])
+	for _, name := range names {
+		text, err := readRecord(base+name, buf[:])
 		if err == unix.ENOENT || err == unix.ESRCH {
-			return No, seen // it exited while we were reading
+			continue // closed meanwhile
 		}
 		if err != nil {
-			return Unknown, seen
+			return Unknown, len(names)
 		}
-		if n == 0 {
-			return No, seen
-		}
-		for _, name := range direntNames(ents[:n]) {
-			if seen++; seen > manyDescriptors {
-				return Unknown, seen
-			}
-			text, err := readAt(d, name, buf[:])
-			if err == unix.ENOENT || err == unix.ESRCH {
-				continue // closed meanwhile
-			}
-			if err != nil {
-				return Unknown, seen
-			}
-			if a := ask(text); a != No {
-				return a, seen
-			}
+		if a := ask(text); a != No {
+			return a, len(names)
 		}
 	}
+	return No, len(names)
 }
 
 // direntNames lists the numeric names in a getdents buffer.
@@ -261,17 +248,11 @@ func HeldBy(pid uint32, f File) Answer {
 	if p, err := Of(pid); err != nil || !p.Exiting {
 		return No
 	}
-	d, err := unix.Open(dir(pid)+"/task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	names, err := list(dir(pid) + "/task")
 	if err != nil {
 		return No
 	}
-	defer unix.Close(d)
-	var ents [4096]byte
-	n, err := unix.Getdents(d, ents[:])
-	if err != nil {
-		return No
-	}
-	for _, name := range direntNames(ents[:n]) {
+	for _, name := range names {
 		tid := uint32(number([]byte(name)))
 		if tid != pid {
 			if p, err := Of(tid); err == nil && !p.Exiting {

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"untorn/txn/spare"
 )
 
 // root is where procfs is mounted.
@@ -25,23 +27,18 @@ const root = "/proc/"
 func dir(tid uint32) string { return root + strconv.FormatUint(uint64(tid), 10) }
 
 // read returns the content of a file of /proc, using buf where it suffices.
-func read(path string, buf []byte) ([]byte, error) { return readFile(unix.AT_FDCWD, path, buf, false) }
+func read(path string, buf []byte) ([]byte, error) { return readFile(path, buf, false) }
 
 // readRecord is read for a file that is one record, which the kernel makes up at once (single_open()): a read that does
 // not fill the buffer has got all of it.
-func readRecord(path string, buf []byte) ([]byte, error) {
-	return readFile(unix.AT_FDCWD, path, buf, true)
-}
+func readRecord(path string, buf []byte) ([]byte, error) { return readFile(path, buf, true) }
 
-// readAt is readRecord relative to a directory.
-func readAt(d int, name string, buf []byte) ([]byte, error) { return readFile(d, name, buf, true) }
-
-func readFile(d int, path string, buf []byte, record bool) ([]byte, error) {
-	fd, err := unix.Openat(d, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+func readFile(path string, buf []byte, record bool) ([]byte, error) {
+	fd, err := open(path, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
+	defer spare.Close(fd, unix.Close)
 	n := 0
 	for {
 		m, err := unix.Read(fd, buf[n:])
@@ -58,6 +55,29 @@ func readFile(d int, path string, buf []byte, record bool) ([]byte, error) {
 		if n == len(buf) {
 			buf = append(buf, make([]byte, len(buf))...)
 		}
+	}
+}
+
+// open opens a file of /proc, also when the process has no descriptor left: that must keep nobody from publishing. It is
+// to be given back by spare.Close before anything else is opened.
+func open(path string, flags int) (int, error) {
+	return spare.Brief(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|flags, 0) })
+}
+
+// list returns the numeric names in a directory of /proc.
+func list(path string) (names []string, err error) {
+	d, err := open(path, unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer spare.Close(d, unix.Close)
+	var ents [8192]byte
+	for {
+		n, err := unix.Getdents(d, ents[:])
+		if err != nil || n == 0 {
+			return names, err
+		}
+		names = append(names, direntNames(ents[:n])...)
 	}
 }
 
@@ -227,24 +247,14 @@ func Since(after, newest uint32) (pids []uint32, err error) {
 		}
 		return pids, nil
 	}
-	d, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(d)
-	var ents [8192]byte
-	for {
-		m, err := unix.Getdents(d, ents[:])
-		if err != nil || m == 0 {
-			return pids, err
-		}
-		for _, name := range direntNames(ents[:m]) {
-			pid := number([]byte(name))
-			if pid > 0 && (uint32(pid)+limit-after-1)%limit < n {
-				pids = append(pids, uint32(pid))
-			}
+	all, err := list(root)
+	for _, name := range all {
+		pid := number([]byte(name))
+		if pid > 0 && (uint32(pid)+limit-after-1)%limit < n {
+			pids = append(pids, uint32(pid))
 		}
 	}
+	return pids, err
 }
 
 // MaxPid is where pids wrap around (/proc/sys/kernel/pid_max).
