@@ -29,6 +29,8 @@
 //     or purged: also those of a writer that was killed afterwards, and of a file that a forced restore replaces. If the
 //     power stayed on, that holds for all that was written. Of what was not synced, a power cut may leave in the salvage
 //     less, zeroes, or a mixture.
+//   - Bytes whose fsync failed are never published by a close. The salvage has them as far as they can be read; a restore
+//     of them cannot know whether a later fsync, which reports success, has written them.
 //   - PublishOnFsync: the version is as durable as a close would have made it, the staged bytes survive in any case.
 //   - Of a new file with several names, some may have been published. Then the staged file is in the salvage as well, as
 //     one more name of the same inode.

@@ -26,6 +26,7 @@ type programs struct {
 	blocks  int
 	callers uint32
 	killed  proc.End
+	spoiled []string // contents of which an fsync failed
 }
 
 // pen is one file that a program has open for writing.
@@ -309,7 +310,10 @@ func (tr trial) run(t *testing.T, history func(p *programs)) *oracle {
 	must(t, p.Close())
 	d.cut = nil
 	must(t, d.Close(p.top))
-	equal(t, "descriptors left", len(d.fds), 0)
+	for fd, h := range d.fds {
+		name, _ := d.Path(fd)
+		t.Errorf("a descriptor is left: %s, mode %#o, flags %#x, %d links", name, h.i.mode, h.flags, h.i.nlink)
+	}
 	return p.oracle
 }
 

@@ -201,7 +201,7 @@ type complaint struct{ kind, text string }
 const (
 	torn     = "torn"     // a path has what is no version
 	lost     = "lost"     // a path has a version that it must not have, or none
-	unkept   = "unkept"   // bytes that should be in the salvage are not
+	missing  = "missing"  // bytes that should be in the salvage are not
 	untidy   = "untidy"   // recovery left something that it should not
 	restless = "restless" // a second recovery found something to do
 )
@@ -324,7 +324,7 @@ func (c *cut) salvage() (all []complaint) {
 			kept = kept || strings.HasPrefix(content, p.bytes) && (p.paths == nil || slices.Contains(p.paths, path))
 		}
 		if !kept {
-			complain(unkept, "%d bytes of %v; the salvage has %+v", len(p.bytes), p.paths, list)
+			complain(missing, "%d bytes of %v; the salvage has %+v", len(p.bytes), p.paths, list)
 		}
 	}
 	return all

@@ -448,7 +448,6 @@ func (s *Store) enter(stage int) error {
 // close removes the instance if it is empty, which it is unless something could not be salvaged.
 func (s *Store) close() error {
 	sys := s.o.sys
-	s.reserve.spend(sys)
 	if s.fd >= 0 && s.origins >= 0 {
 		s.keepUnkept()
 		if left, err := names(sys, s.fd); err == nil && len(left) == 1 && left[0] == originsName {
@@ -459,7 +458,8 @@ func (s *Store) close() error {
 			}
 		}
 	}
-	s.noting.Lock() // whoever notes an origin late must not write to a descriptor that is another by then
+	s.reserve.spend(sys) // after the last that was kept, which takes it again
+	s.noting.Lock()      // whoever notes an origin late must not write to a descriptor that is another by then
 	defer s.noting.Unlock()
 	s.keepMu.Lock()
 	defer s.keepMu.Unlock()
