@@ -55,6 +55,13 @@
 // that belongs to a staged file (the opener, its descendants, and who holds a descriptor) join that file, whatever its
 // kind.
 //
+// # Attributes
+//
+// A version takes over the owner, mode, xattrs and ACL of the one that it replaces: when it is staged, once more before the
+// fsync, and, if there is something new, under the lock of the directory right before the rename (adopt). What a writer set
+// himself stays, unless the file was given to another owner meanwhile. If nothing but attributes was changed, and the
+// version has other names, the version itself gets them (adjust).
+//
 // # Lock order
 //
 // Dir.mu (several: by Dir.id, see lockDirs) → Staged.mu → Overlay.mu. Store.keepMu and noting come after Dir.mu and are
