@@ -311,7 +311,10 @@ func (st *Staged) Sync(data bool) error {
 		if err := st.poisoned(); err != nil {
 			return err
 		}
-		return st.publishCopy()
+		if err := st.publishCopy(); err != nil || st.o.opt.Durability == Full {
+			return err
+		}
+		// The name of the version is not durable; the staged file will be.
 	}
 	if err := st.store.syncOrigins(); err != nil {
 		return err
