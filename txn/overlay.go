@@ -93,6 +93,7 @@ func Open(ctx context.Context, fd int, opt Options) (*Overlay, error) {
 		newest.Close()
 		return nil, err
 	}
+	o.watchSpace()
 	return o, nil
 }
 
