@@ -21,7 +21,12 @@ var places = []string{
 
 // plants are what is planted there; outside is a directory that looks like a .untorn, and text is the fuzzer's.
 var plants = []func(at, outside string, text []byte){
-	func(at, _ string, text []byte) { os.WriteFile(at, text, 0o600) },
+	func(at, _ string, text []byte) {
+		if f, err := os.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0o600); err == nil {
+			f.Write(text)
+			f.Close()
+		}
+	},
 	func(at, _ string, text []byte) { // over a part of what is there
 		if f, err := os.OpenFile(at, os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0); err == nil {
 			f.WriteAt(text, int64(len(text)%64))
@@ -79,7 +84,9 @@ func FuzzPlanted(f *testing.F) {
 			}
 			at := filepath.Join(s.path, Hidden, places[int(script[0])%len(places)])
 			plant, n := plants[int(script[1])%len(plants)], min(int(script[2]), len(script)-3)
-			plant(at, outside, script[3:3+n])
+			if ownDirs(filepath.Join(s.path, Hidden), filepath.Dir(at)) {
+				plant(at, outside, script[3:3+n])
+			}
 			script = script[3+n:]
 		}
 		before := contentsOf(t, outside)
@@ -102,6 +109,16 @@ func FuzzPlanted(f *testing.F) {
 			return nil
 		})
 	})
+}
+
+// ownDirs reports whether dir and all above it up to top are directories still: the planting must not go astray either.
+func ownDirs(top, dir string) bool {
+	for ; len(dir) >= len(top); dir = filepath.Dir(dir) {
+		if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
+			return false
+		}
+	}
+	return true
 }
 
 // doAll does what there is to be done with a .untorn; each may refuse.
