@@ -176,6 +176,24 @@ var scenes = []scene{
 		},
 	},
 	{
+		name: "attributes alone, of a file with two names", steps: true,
+		want: map[string]string{"f": oldF, "new": oldF},
+		act: func(a *attempt) error {
+			must(a.t, os.Link(a.at("f"), a.at("new")))
+			w, err := a.Root().OpenWrite("f", Ident{}, unix.O_WRONLY, a.me)
+			if err != nil {
+				return err
+			}
+			err = w.Staged().Writable(func(fd int) error { return unix.Fchmod(fd, 0o601) })
+			return first(err, finish(w, a.me))
+		},
+		more: func(a *attempt, err error) {
+			if err == nil {
+				equal(a.t, "mode", a.stat("f").Mode&0o7777, 0o601)
+			}
+		},
+	},
+	{
 		name: "rename a staged file", steps: true,
 		want: map[string]string{"f": news, "g": "-"}, may: map[string]string{"f": oldF + "|" + oldG, "g": oldG + "|-|" + news},
 		act: func(a *attempt) error {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -115,10 +114,6 @@ func (o *Origin) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// noting guards Store.origins. It keeps appends (readers) apart from the rewriting of a list (the writer). It is one for
-// all Stores: an append takes microseconds, and the kernel serialises the appends to one file anyway.
-var noting sync.RWMutex
-
 // note appends an origin to the list. A later one for the same temp replaces the earlier: the path was renamed, or the
 // command line found out. When it fails, the list still tells what it told before; all that is lost is the path of this
 // temp, should the daemon crash.
@@ -126,46 +121,50 @@ func (s *Store) note(o Origin) error {
 	if len(o.Command) > maxCommand {
 		o.Command = o.Command[:maxCommand]
 	}
-	size, err := s.append(o)
+	full, err := s.append(o)
 	if err != nil {
 		return fmt.Errorf("noting the origin of temp %s: %w", o.Temp, err)
 	}
-	if size > compactEvery {
+	if full {
 		s.compact()
 	}
 	return nil
 }
 
-// append writes one line with one write(2), and returns the size of the list if it is time to rewrite it, else 0.
-func (s *Store) append(o Origin) (int64, error) {
+// append writes one line with one write(2). full: it is time to rewrite the list.
+func (s *Store) append(o Origin) (full bool, err error) {
 	text, err := json.Marshal(o)
 	if err != nil {
-		return 0, err
+		return false, err
 	}
 	// The newline comes first: a line that was torn by a full disk then ends where the next one begins.
 	line := append([]byte{'\n'}, text...)
 
-	noting.RLock()
-	defer noting.RUnlock()
+	s.noting.RLock()
+	defer s.noting.RUnlock()
 	// On an O_APPEND descriptor pwrite(2) appends, whatever the offset (BUGS there).
 	n, err := s.o.sys.Pwrite(s.origins, line, 0)
 	if err == nil && n < len(line) {
 		err = unix.ENOSPC
 	}
 	if err != nil {
-		return 0, err
+		return false, err
 	}
+	return s.overgrown(), nil
+}
+
+// overgrown reports whether the list is due to be rewritten.
+//
+// LOCKS_REQUIRED(s.noting)
+func (s *Store) overgrown() bool {
 	end, err := s.o.sys.Seek(s.origins, 0, unix.SEEK_END)
-	if err != nil || end/compactEvery == (end-int64(n))/compactEvery {
-		return 0, nil
-	}
-	return end, nil
+	return err == nil && end > s.kept+compactEvery
 }
 
 // syncOrigins makes the list durable: what is in it survives a power cut, once the directory is synced as well.
 func (s *Store) syncOrigins() error {
-	noting.RLock() // or s.origins may be exchanged meanwhile
-	defer noting.RUnlock()
+	s.noting.RLock() // or s.origins may be exchanged meanwhile
+	defer s.noting.RUnlock()
 	return s.o.sys.Fsync(s.origins)
 }
 
@@ -173,8 +172,13 @@ func (s *Store) syncOrigins() error {
 // fails the old list stays.
 func (s *Store) compact() {
 	sys := s.o.sys
-	noting.Lock()
-	defer noting.Unlock()
+	s.noting.Lock()
+	defer s.noting.Unlock()
+	if !s.overgrown() {
+		return // somebody was faster
+	}
+	// Also when it fails: the next try comes when it has grown by as much again.
+	defer func() { s.kept, _ = sys.Seek(s.origins, 0, unix.SEEK_END) }()
 	present, err := namesOf(sys, s.fd)
 	if err != nil {
 		return

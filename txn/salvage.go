@@ -37,6 +37,8 @@ func (l Limits) filled() Limits {
 const (
 	lowShare = 20
 	lowBytes = 256 << 20
+	// lowInodes is what a handful of programs need at once.
+	lowInodes = 16
 )
 
 // excess tells the entries that may stay from those beyond the limits, both oldest first. A file that is alone larger
@@ -93,16 +95,23 @@ func (s shelf) giveUp(list []kept, why string, warn warn) (freed int64) {
 	return freed
 }
 
-// makeRoom gives up the oldest entries until enough space should be free; the last spare entries stay. Filesystems that
-// free space later than unlink(2) returns (btrfs, xfs) are taken by their word, or all would be given up at once.
+// starved reports whether the filesystem has hardly an inode left. (Those that make inodes as needed tell 0 in all.)
+func (s shelf) starved() bool {
+	var st unix.Statfs_t
+	return s.sys.Statfs(s.dir, &st) == nil && st.Files > 0 && st.Ffree < lowInodes
+}
+
+// makeRoom gives up the oldest entries until enough space and inodes should be free; the last spare entries stay.
+// Filesystems that free space later than unlink(2) returns (btrfs, xfs) are taken by their word, or all would be given up
+// at once.
 func (s shelf) makeRoom(list []kept, spare int, warn warn) (freed int64) {
 	missing, err := s.missing()
 	if err != nil {
 		warn("bounding the salvage", "error", err)
 		return 0
 	}
-	for len(list) > spare && missing > freed {
-		freed += s.giveUp(list[:1], "the filesystem is nearly full", warn)
+	for len(list) > spare && (missing > freed || s.starved()) {
+		freed += max(1, s.giveUp(list[:1], "the filesystem is nearly full", warn))
 		list = list[1:]
 	}
 	return freed
@@ -140,6 +149,9 @@ func (s *Store) shelf() shelf { return shelf{s.o.sys, s.salvage, &s.newest} }
 func (s *Store) sweep(limits Limits) {
 	s.keepMu.Lock()
 	defer s.keepMu.Unlock()
+	if s.salvage < 0 {
+		return // closed meanwhile
+	}
 	l, err := s.shelf().list()
 	if err != nil {
 		s.o.log.Warn("bounding the salvage", "error", err)

@@ -358,20 +358,31 @@ func (s shelf) remove(id string) (bool, error) {
 }
 
 // renameNew is a rename that replaces nothing: unix.EEXIST. Filesystems that cannot do it in one step get a second name,
-// then lose the first; an interruption between the two leaves both.
+// then lose the first; an interruption between the two leaves both. Those that have no hard links either (FAT behind FUSE)
+// have the name taken by an empty file, which is then replaced: it is seen for an instant, and after an interruption.
 func renameNew(sys Sys, odir int, oname string, dir int, name string) error {
 	err := sys.Rename(odir, oname, dir, name, unix.RENAME_NOREPLACE)
 	if err != unix.EINVAL && err != unix.ENOSYS && err != unix.EOPNOTSUPP {
 		return err
 	}
-	if err := sys.Link(odir, oname, dir, name); err != nil {
+	if err = sys.Link(odir, oname, dir, name); err == nil {
+		if err = sys.Unlink(odir, oname); err != nil {
+			sys.Unlink(dir, name)
+		}
 		return err
 	}
-	if err := sys.Unlink(odir, oname); err != nil {
+	if !cannotLink(err) {
+		return err
+	}
+	fd, err := sys.Open(dir, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	sys.Close(fd)
+	if err = sys.Rename(odir, oname, dir, name, 0); err != nil {
 		sys.Unlink(dir, name)
-		return err
 	}
-	return nil
+	return err
 }
 
 // existing opens a directory of ours below dir, without making it: -1 and no error if it is missing. ErrPlanted.

@@ -14,7 +14,8 @@ const description = `Make ordinary writes atomic: mount untorn over a directory,
 version, the old one or the new one, whatever happens to its writer.
 
 Exit codes: 0 done, 1 the operation failed, 2 usage, 3 the backing directory cannot be used, 4 the mountpoint cannot be
-used, 5 cannot mount here (no /dev/fuse, no right), 6 .untorn has an unknown format, 7 the mount is busy, 8 check found something wrong.`
+used, 5 cannot mount here (no /dev/fuse, no right), 6 .untorn has an unknown format, 7 the mount is busy, 8 check found
+something wrong, 9 the server of the mount died again and again.`
 
 type cli struct {
 	Mount   mountCmd   `cmd:"" help:"Mount over a directory."`
