@@ -262,22 +262,44 @@ func (d *disk) Fsync(fd int) error {
 		return err
 	}
 	d.change()
-	if h.i.is(unix.S_IFDIR) {
+	return d.harden(h.i)
+}
+
+// Syncfs makes everything durable, in the order of inode numbers. Names of files that could not be written are durable
+// all the same.
+func (d *disk) Syncfs(fd int) error {
+	defer d.lock()()
+	if _, err := d.handle(fd, false); err != nil {
+		return err
+	}
+	d.change()
+	var first error
+	for _, ino := range slices.Sorted(maps.Keys(d.inos)) {
+		if err := d.harden(d.inos[ino]); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// harden makes an inode durable, of a directory the names in it.
+func (d *disk) harden(i *inode) error {
+	if i.is(unix.S_IFDIR) {
 		if !d.deaf {
-			d.settle(h.i)
+			d.settle(i)
 		}
 		return nil
 	}
 	if d.broken != nil {
-		if err := d.broken(h.i); err != nil {
-			h.i.file.touch(0, 0)
-			maps.Copy(h.i.file.lost, h.i.file.dirty)
-			clear(h.i.file.dirty)
+		if err := d.broken(i); err != nil {
+			i.file.touch(0, 0)
+			maps.Copy(i.file.lost, i.file.dirty)
+			clear(i.file.dirty)
 			return err
 		}
 	}
 	if !d.deaf {
-		h.i.store()
+		i.store()
 	}
 	return nil
 }

@@ -94,6 +94,15 @@
 //   - The stage is removed by hand. A new one is made, and a file that was staged in the old one is published or salvaged
 //     as a copy (lost.go). Only what goes on in place (a database) cannot be one: it goes to the salvage.
 //
+// # Recovery
+//
+// scan and apply may be cut at any call, and repeated: each file is under exactly one name that tells what becomes of it,
+// and nothing that tells a path (the list of origins, a record) goes before what needs it is elsewhere. A record is durable
+// before its bytes are moved to it. Whether something is left over or being made is told by locks, never by the clock: an
+// instance of the stage is locked while its daemon lives, and .untorn and the salvage while somebody writes in them
+// outside of one. A power cut may leave zeroes for what was not synced; lists and records lose no more by it than the
+// lines that it hit. .untorn/clock remembers since when the clock has gone on without a jump, for the age of the salvage.
+//
 // # Where measurement went against the design
 //
 //   - Full disks (F9b): one block beyond the end is not enough of a probe. On an ext4 with 1 KiB blocks a write of one page

@@ -293,20 +293,24 @@ func (s shelf) reserve(rec Record, take func(Record) error) (Record, error) {
 
 // write writes a new record, whole or not at all.
 func (s shelf) write(at int, rec Record) error {
-	text, err := json.MarshalIndent(rec, "", "  ")
+	temp, err := s.draft(at, rec, true)
 	if err != nil {
-		return fmt.Errorf("writing the record of %s: %w", rec.ID, err)
-	}
-	name := rec.ID + recordSuffix
-	temp := name + tempMark + random()
-	if err := writeFile(s.sys, at, temp, append(text, '\n')); err != nil {
 		return err
 	}
-	if err := renameNew(s.sys, at, temp, s.dir, name); err != nil {
+	if err := renameNew(s.sys, at, temp, s.dir, rec.ID+recordSuffix); err != nil {
 		s.sys.Unlink(at, temp)
 		return fmt.Errorf("writing the record of %s: %w", rec.ID, err)
 	}
 	return nil
+}
+
+// draft writes a record under another name in the directory at, and returns that.
+func (s shelf) draft(at int, rec Record, sync bool) (temp string, err error) {
+	text, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return "", fmt.Errorf("writing the record of %s: %w", rec.ID, err)
+	}
+	return writeTemp(s.sys, at, rec.ID+recordSuffix, append(text, '\n'), sync)
 }
 
 // rewrite replaces a record.

@@ -323,27 +323,37 @@ func emptyDir(sys Sys, dir int, name string, pass func(dir int, name string) (bo
 
 // writeFile makes a small file whole: temp, fsync, rename.
 func writeFile(sys Sys, dir int, name string, content []byte) error {
-	temp := name + ".tmp-" + random()
+	temp, err := writeTemp(sys, dir, name, content, true)
+	if err != nil {
+		return err
+	}
+	if err := sys.Rename(dir, temp, dir, name, 0); err != nil {
+		sys.Unlink(dir, temp)
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	return nil
+}
+
+// writeTemp writes what is to become the file name, and returns the name that it has until then.
+func writeTemp(sys Sys, dir int, name string, content []byte, sync bool) (temp string, err error) {
+	temp = name + tempMark + random()
 	fd, err := sys.Open(dir, temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
-		return fmt.Errorf("making %s: %w", name, err)
+		return "", fmt.Errorf("making %s: %w", name, err)
 	}
 	n, err := sys.Pwrite(fd, content, 0)
 	if err == nil && n < len(content) {
 		err = unix.ENOSPC // what a short write to a file means; the next one would say so
 	}
-	if err == nil {
+	if err == nil && sync {
 		err = sys.Fsync(fd)
 	}
 	sys.Close(fd)
-	if err == nil {
-		err = sys.Rename(dir, temp, dir, name, 0)
-	}
 	if err != nil {
 		sys.Unlink(dir, temp)
-		return fmt.Errorf("writing %s: %w", name, err)
+		return "", fmt.Errorf("writing %s: %w", name, err)
 	}
-	return nil
+	return temp, nil
 }
 
 // random is a name that nobody can guess.
