@@ -22,6 +22,7 @@ var errnos = []struct {
 	{txn.ErrReadOnly, unix.EROFS},
 	{txn.ErrPlanted, unix.EPERM},
 	{txn.ErrFormat, unix.EIO},
+	{txn.ErrRival, unix.EBUSY},
 	{errEscape, unix.EBUSY},
 }
 

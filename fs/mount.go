@@ -2,13 +2,14 @@ package fs
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log"
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -24,13 +25,16 @@ var (
 	ErrNotPermitted = errors.New("no right to mount")
 )
 
+// MaxTransfer is the most that one read or write carries, and the option max_read of the mount.
+const MaxTransfer = 1 << 20
+
 // Options say how a mount behaves towards the kernel.
 type Options struct {
 	Cache         time.Duration // how long the kernel may remember names and attributes of what is not being written
 	NoPassthrough bool
-	AllowOther    bool // users other than the one who mounts may use it, with their own rights
 	ReadOnly      bool
-	Source        string // what /proc/mounts shows
+	Source        string // the path of the backing, for people
+	Supervisor    int    // the pid of the process that mounts again when this one dies; 0: there is none
 	Version       string
 	Log           *slog.Logger
 }
@@ -53,35 +57,32 @@ type FS struct {
 	uid, gid    uint32 // of the daemon
 	passthrough bool
 	why         string // why there is no passthrough
-	controlText []byte
+	about       atomic.Pointer[Control]
 }
 
 // Control is what ControlXattr tells.
 type Control struct {
 	Pid        int    `json:"pid"`
-	BackingFd  int    `json:"backing_fd"`
+	Supervisor int    `json:"supervisor"` // its pid, 0 if there is none
+	BackingFd  int    `json:"backing_fd"` // of Pid
 	Backing    string `json:"backing"`
 	Version    string `json:"version"`
 	DataPath   string `json:"data_path"`
 	Durability string `json:"durability"`
 }
 
-// Mounted is a mount that is being served.
-type Mounted struct {
-	fs         *FS
-	mountpoint string
-	served     chan struct{}
+// Server serves one backing directory to the kernel. It is given the descriptor of a FUSE connection, and knows nothing of
+// mountpoints: whoever serves a mount must not touch it (see doc.go, "Nothing here waits for the own mount").
+type Server struct {
+	fs     *FS
+	served chan struct{}
 }
 
-// Mount mounts the directory behind the descriptor backing, which stays the caller's and must be kept open, on
-// mountpoint, and serves it. It returns when the mount answers. ErrNoDevice, ErrNotPermitted, and the errors of txn.Open;
-// nothing is mounted then.
-func Mount(ctx context.Context, backing int, mountpoint string, topt txn.Options, opt Options) (*Mounted, error) {
+// Open prepares to serve the directory behind the descriptor backing, which stays the caller's and must be kept open: what
+// earlier daemons left is recovered, a stage is taken. The errors are those of txn.Open.
+func Open(ctx context.Context, backing int, topt txn.Options, opt Options) (*Server, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
-	}
-	if err := checkDevice(); err != nil {
-		return nil, err
 	}
 	topt.Log = opt.Log
 	topt.Passthrough = !opt.NoPassthrough && mayPassThrough()
@@ -96,61 +97,54 @@ func Mount(ctx context.Context, backing int, mountpoint string, topt txn.Options
 		passthrough: topt.Passthrough,
 	}
 	f.redirects = redirects{byThread: map[thread]*redirect{}, nodes: f.nodes}
-	f.pins = pins{sys: o.Sys(), stale: map[thread]time.Time{}, held: map[*node]*pin{}}
+	f.pins = pins{sys: o.Sys(), stale: map[thread]time.Time{}, held: map[uint64]*pin{}}
 	switch {
 	case opt.NoPassthrough:
 		f.why = "it was turned off"
 	case !topt.Passthrough:
 		f.why = "it needs Linux 6.9 and CAP_SYS_ADMIN in the initial user namespace"
 	}
-	var fst unix.Statfs_t
-	if err := o.Sys().Statfs(o.Root().Fd(), &fst); err != nil {
-		o.Close()
-		return nil, fmt.Errorf("looking at the filesystem of the backing: %w", err)
-	}
-	server, err := fuse.NewServer(f, mountpoint, f.mountOptions(&fst))
-	if err != nil {
-		o.Undo()
-		return nil, fmt.Errorf("%w: %w", ErrNotPermitted, err)
-	}
-	f.controlText, _ = json.Marshal(Control{
-		Pid: os.Getpid(), BackingFd: backing, Backing: opt.Source, Version: opt.Version,
-		DataPath: f.dataPath(), Durability: topt.Durability.String(),
+	f.about.Store(&Control{
+		Pid: os.Getpid(), Supervisor: opt.Supervisor, BackingFd: backing, Backing: opt.Source, Version: opt.Version,
+		Durability: topt.Durability.String(),
 	})
-	m := &Mounted{fs: f, mountpoint: mountpoint, served: make(chan struct{})}
+	return &Server{fs: f, served: make(chan struct{})}, nil
+}
+
+// Serve takes over the descriptor of a FUSE connection, whose mount has the given device number, and returns when the
+// kernel and we have agreed on how to talk. From then on requests are answered, until the mount has ended.
+func (s *Server) Serve(connection int, device uint64) error {
+	f := s.fs
+	f.o.Mounted(device)
+	var fst unix.Statfs_t
+	if err := f.o.Sys().Statfs(f.o.Root().Fd(), &fst); err != nil {
+		unix.Close(connection)
+		return fmt.Errorf("looking at the filesystem of the backing: %w", err)
+	}
+	// This name is go-fuse's way to be given a descriptor.
+	server, err := fuse.NewServer(f, "/dev/fd/"+strconv.Itoa(connection), f.kernelOptions(&fst))
+	if err != nil {
+		return fmt.Errorf("talking to the kernel: %w", err)
+	}
 	go func() {
 		server.Serve()
 		f.pins.close()
-		if err := o.Close(); err != nil {
+		if err := f.o.Close(); err != nil {
 			f.log.Error("giving the stage back", "err", err)
 		}
-		close(m.served)
+		close(s.served)
 	}()
-	if err := server.WaitMount(); err != nil {
-		server.Unmount()
-		return nil, fmt.Errorf("waiting for the mount: %w", err)
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(mountpoint, &st); err == nil { // answered by the goroutines of the server
-		o.Mounted(st.Dev)
-	}
-	return m, nil
+	return nil
 }
 
-// checkDevice finds out early that there is no way to mount. Users go through fusermount3, which opens the device with
-// rights of its own.
-func checkDevice() error {
-	if os.Geteuid() != 0 {
-		if _, err := os.Stat("/dev/fuse"); err != nil {
-			return fmt.Errorf("%w: %w", ErrNoDevice, err)
-		}
-		return nil
-	}
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoDevice, err)
-	}
-	return unix.Close(fd)
+// Undo is for a Server that was given no connection: what Open made on disk is removed.
+func (s *Server) Undo() error { return s.fs.o.Undo() }
+
+// Alone notes that the supervisor has gone.
+func (s *Server) Alone() {
+	c := *s.fs.about.Load()
+	c.Supervisor = 0
+	s.fs.about.Store(&c)
 }
 
 // mayPassThrough reports whether this process may register backing files: CAP_SYS_ADMIN in the initial user namespace
@@ -166,16 +160,13 @@ func mayPassThrough() bool {
 	return err == nil && ns == initial
 }
 
-// mountOptions are those of the kernel's side of the mount.
-func (f *FS) mountOptions(fst *unix.Statfs_t) *fuse.MountOptions {
+// kernelOptions are those that are agreed upon with the kernel once the mount is made.
+func (f *FS) kernelOptions(fst *unix.Statfs_t) *fuse.MountOptions {
 	o := &fuse.MountOptions{
-		AllowOther: f.opt.AllowOther,
-		FsName:     f.opt.Source,
-		Name:       "untorn",
-		Options:    []string{"default_permissions"},
+		Name: "untorn",
 		// Asynchronous requests in flight: read-ahead, and RELEASE.
 		MaxBackground: 64,
-		MaxWrite:      1 << 20,
+		MaxWrite:      MaxTransfer,
 		EnableAcl:     true,
 		DisableSplice: true,
 		Logger:        log.New(goFuseLog{f.log}, "", 0),
@@ -194,27 +185,6 @@ func (f *FS) mountOptions(fst *unix.Statfs_t) *fuse.MountOptions {
 	}
 	if fst.Type == unix.OVERLAYFS_SUPER_MAGIC {
 		o.MaxStackDepth = 2 // its files are stacked already (F6)
-	}
-	ro := f.opt.ReadOnly || f.o.ReadOnly()
-	if f.uid != 0 {
-		if ro {
-			o.Options = append(o.Options, "ro")
-		}
-		return o
-	}
-	// As root the mount shows devices and setuid files as the backing does.
-	o.DirectMountStrict = true
-	o.DirectMountFlags = unix.MS_MGC_VAL
-	for _, flag := range []struct {
-		st int64
-		ms uintptr
-	}{{unix.ST_NOSUID, unix.MS_NOSUID}, {unix.ST_NODEV, unix.MS_NODEV}, {unix.ST_NOEXEC, unix.MS_NOEXEC}, {unix.ST_RDONLY, unix.MS_RDONLY}} {
-		if fst.Flags&flag.st != 0 {
-			o.DirectMountFlags |= flag.ms
-		}
-	}
-	if ro {
-		o.DirectMountFlags |= unix.MS_RDONLY
 	}
 	return o
 }
@@ -238,6 +208,9 @@ func (f *FS) tryPassthrough() error {
 	}
 	if f.o.ReadOnly() {
 		return nil
+	}
+	if f.o.WritesThrough(f.o.Root()) {
+		return errors.New("the backing is itself a FUSE filesystem, whose failed writes would not be seen")
 	}
 	fd, err := f.o.Scratch()
 	if err != nil {
@@ -264,30 +237,17 @@ func (f *FS) dataPath() string {
 	return "plain"
 }
 
-// DataPath tells how file contents travel: "passthrough", or "plain" and why.
-func (m *Mounted) DataPath() (path, why string) { return m.fs.dataPath(), m.fs.why }
+// DataPath tells how file contents travel: "passthrough", or "plain" and why. It is known once the Server serves.
+func (s *Server) DataPath() (path, why string) { return s.fs.dataPath(), s.fs.why }
 
-// ReadOnly reports whether the mount passes only reads.
-func (m *Mounted) ReadOnly() bool { return m.fs.opt.ReadOnly || m.fs.o.ReadOnly() }
+// ReadOnly reports whether the mount is to pass only reads.
+func (s *Server) ReadOnly() bool { return s.fs.opt.ReadOnly || s.fs.o.ReadOnly() }
 
 // Overlay is what is being served.
-func (m *Mounted) Overlay() *txn.Overlay { return m.fs.o }
+func (s *Server) Overlay() *txn.Overlay { return s.fs.o }
 
 // Wait returns when the mount has ended, by whatever hand, and everything is given back.
-func (m *Mounted) Wait() { <-m.served }
-
-// Unmount ends the mount. unix.EBUSY while it is in use.
-func (m *Mounted) Unmount() error {
-	if m.fs.uid == 0 {
-		return unix.Unmount(m.mountpoint, unix.UMOUNT_NOFOLLOW)
-	}
-	return m.fs.server.Unmount()
-}
-
-// Detach takes the mount out of the tree. Those who use it go on; Wait returns when the last of them is gone.
-func (m *Mounted) Detach() error {
-	return unix.Unmount(m.mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-}
+func (s *Server) Wait() { <-s.served }
 
 // goFuseLog passes what go-fuse has to say on to our log.
 type goFuseLog struct{ log *slog.Logger }

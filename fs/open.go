@@ -2,6 +2,8 @@ package fs
 
 import (
 	"errors"
+	"slices"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -17,18 +19,19 @@ func writes(flags uint32) bool {
 // Open implements fuse.RawFileSystem. An open for write of a version is answered with ESTALE once, see redirect.
 func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
 	t := f.thread(&in.InHeader)
 	rd := f.redirects.take(t)
-	if rd != nil && rd.lazy() && rd.n == n {
+	if rd != nil && rd.lazy() && rd.of(n) {
 		// No lookup came in between, and the version has no name that we know: it was opened through /proc/self/fd after it
 		// was replaced.
 		return status(errEscape)
 	}
-	if rd != nil && !rd.lazy() && (rd.m == n || rd.n == n) && writes(in.Flags) {
-		defer f.nodes.unref(rd.m)
+	if rd != nil && !rd.lazy() && (rd.m == n || rd.of(n)) && writes(in.Flags) {
+		defer f.nodes.put(rd.m)
 		if rd.m == n {
 			return f.openWriter(n, rd.w, in.Flags, out)
 		}
@@ -101,6 +104,7 @@ func (f *FS) openWriter(m *node, w *txn.Writer, flags uint32, out *fuse.OpenOut)
 // stage handles an open for write of a version by its rules: in place, or by a redirect to a staged file.
 func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fuse.Status {
 	parent, name := f.nodes.at(n)
+	defer f.nodes.put(parent)
 	d, err := f.dirOf(parent)
 	if err != nil {
 		return status(err)
@@ -114,7 +118,6 @@ func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fu
 	}
 	if errors.Is(err, txn.ErrStale) {
 		f.redirects.put(f.thread(&in.InHeader), &redirect{n: n, flags: int(in.Flags)})
-		f.server.EntryNotify(parent.id, name)
 		return fuse.Status(unix.ESTALE)
 	}
 	if err != nil {
@@ -123,13 +126,10 @@ func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fu
 	}
 	m := f.nodes.ofStaged(w.Staged(), parent, name)
 	if m == n { // a reserved file became this version and goes on being written
-		defer f.nodes.unref(m)
+		defer f.nodes.put(m)
 		return f.openWriter(m, w, in.Flags, out)
 	}
 	f.redirects.put(f.thread(&in.InHeader), &redirect{n: n, m: m, w: w, flags: int(in.Flags), d: d, name: name})
-	// Saves the kernel one of two lookups. The caller is not inside a change of the directory now, so nothing that we
-	// wait for waits for us.
-	f.server.EntryNotify(parent.id, name)
 	return fuse.Status(unix.ESTALE)
 }
 
@@ -147,6 +147,13 @@ func (f *FS) openBeside(n *node, w *txn.Writer, flags uint32, out *fuse.OpenOut)
 
 // openInPlace opens a version itself for write.
 func (f *FS) openInPlace(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if err := f.rival(n); err != nil {
+		parent, name := f.nodes.at(n)
+		if d, derr := f.dirOf(parent); derr == nil {
+			f.failed("open in place", d, name, err)
+		}
+		return f.answer(&in.InHeader, err)
+	}
 	fd, err := f.openVersion(n, backingFlags(in.Flags))
 	if err != nil {
 		return f.answer(&in.InHeader, err)
@@ -163,6 +170,39 @@ func (f *FS) openInPlace(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Statu
 	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: fd, own: true}, out)
 }
 
+// rivalPatience is how long a rival of a database is given to vanish: the kernel closes the backing file of the last
+// descriptor shortly after it has told us.
+const rivalPatience = 20 * time.Millisecond
+
+// rival refuses a database that somebody writes past this mount, see txn.ErrRival. While writers of ours have it open they
+// cannot be told apart.
+func (f *FS) rival(n *node) error {
+	if n.written() {
+		return nil
+	}
+	fd, err := f.openVersion(n, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer f.o.Sys().Close(fd)
+	for end := time.Now().Add(rivalPatience); ; time.Sleep(time.Millisecond) {
+		err := f.o.Rival(fd)
+		if err == nil || n.written() {
+			return nil // in the second case another open was faster
+		}
+		if time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// written reports whether the node is open for writing.
+func (n *node) written() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.ContainsFunc(n.files, func(fl *file) bool { return writes(fl.flags) })
+}
+
 // backingFlags are those that the daemon opens with itself: it always reads as well (pages are filled before they are
 // written), and never O_DIRECT, whose alignment the buffers of requests do not have.
 func backingFlags(flags uint32) int {
@@ -176,6 +216,7 @@ func backingFlags(flags uint32) int {
 // Create implements fuse.RawFileSystem.
 func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	parent := f.nodes.get(in.NodeId)
+	defer f.nodes.put(parent)
 	if parent == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -215,7 +256,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		switch f.mayOpen(m, in.Flags, c) {
 		case denied:
 			w.Abandon()
-			f.nodes.unref(m)
+			f.nodes.put(m)
 			return fuse.EACCES
 		case unclear:
 			// A repeated lookup finds it, and makes the kernel check.
@@ -223,7 +264,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 			return fuse.Status(unix.ESTALE)
 		}
 	}
-	defer f.nodes.unref(m)
+	defer f.nodes.put(m)
 	if s := f.answerStaged(m, &out.EntryOut); !s.Ok() {
 		w.Abandon()
 		return s
@@ -248,6 +289,7 @@ func (f *FS) createInPlace(parent *node, d *txn.Dir, name string, in *fuse.Creat
 		return status(err)
 	}
 	n := f.nodes.version(&e.Stat, parent, name)
+	defer f.nodes.put(n)
 	f.answerVersion(n, d, &e, &out.EntryOut)
 	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: fd, own: true}, &out.OpenOut)
 }
@@ -255,6 +297,7 @@ func (f *FS) createInPlace(parent *node, d *txn.Dir, name string, in *fuse.Creat
 // Tmpfile implements fuse.RawFileSystem. A file without a name is atomic by itself: linkat(2) publishes it.
 func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	parent := f.nodes.get(in.NodeId)
+	defer f.nodes.put(parent)
 	if parent == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -272,6 +315,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		return status(err)
 	}
 	n := f.nodes.version(&e.Stat, parent, "")
+	defer f.nodes.put(n)
 	f.answerVersion(n, d, &e, &out.EntryOut)
 	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: fd, own: true}, &out.OpenOut)
 }

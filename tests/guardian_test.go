@@ -38,8 +38,10 @@ func guardian(args []string) {
 	io.Copy(io.Discard, os.Stdin)
 	mounts := mountsBelow(dir)
 	for i := len(mounts) - 1; i >= 0; i-- {
-		(&mount{device: fuseDevice(mounts[i])}).abort()
+		m := &mount{device: fuseDevice(mounts[i])}
+		// First: a supervisor does not mount again what is gone.
 		syscall.Unmount(mounts[i], syscall.MNT_DETACH)
+		m.abort()
 	}
 	os.RemoveAll(dir)
 }

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // mountLimit is when a mount is taken for hung and its connection is aborted. Otherwise
@@ -28,11 +30,14 @@ type mount struct {
 	Backing, Dir string
 	Flags        []string
 
-	daemon   *exec.Cmd // in the foreground: our own child
+	// daemon is our own child, in the foreground: the supervisor, or with --no-supervise the server itself.
+	daemon   *exec.Cmd
+	server   int // pid of who serves, as it was at the start
 	ended    chan struct{}
 	waitErr  error // of the daemon, once ended is closed
 	log      string
-	device   string // "0:NN" of the mount; NN names the FUSE connection
+	where    []string // its last arguments
+	device   string   // "0:NN" of the mount; NN names the FUSE connection
 	idle     []string
 	watchdog *time.Timer
 	unmount  sync.Once
@@ -99,40 +104,65 @@ func (m *mount) start(t testing.TB, where ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer logFile.Close()
-	m.log = logFile.Name()
+	logFile.Close()
+	m.log, m.where = logFile.Name(), where
+	t.Cleanup(func() {
+		m.Unmount(t)
+		m.dumpLog(t)
+		os.Remove(m.log)
+	})
+	m.launch(t)
+}
 
+// launch starts the daemon, again after Kill.
+func (m *mount) launch(t testing.TB) {
+	t.Helper()
+	logFile, err := os.OpenFile(m.log, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer logFile.Close()
 	args := append([]string{"mount", "-f"}, m.Flags...)
 	if level := os.Getenv("UNTORN_TEST_LOG"); level != "" {
 		args = append(args, "--log-level="+level)
 	}
-	m.daemon = exec.Command(binary, append(args, where...)...)
+	m.daemon = exec.Command(binary, append(args, m.where...)...)
 	m.daemon.Env = cleanEnv()
 	m.daemon.Stdout, m.daemon.Stderr = logFile, logFile
 	m.daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := m.daemon.Start(); err != nil {
 		t.Fatal(err)
 	}
-	m.ended = make(chan struct{})
+	m.killed = false
+	daemon, ended := m.daemon, make(chan struct{})
+	m.ended = ended
 	go func() {
-		m.waitErr = m.daemon.Wait()
-		close(m.ended)
+		m.waitErr = daemon.Wait()
+		close(ended)
 	}()
-	t.Cleanup(func() {
-		m.Unmount(t)
-		m.dumpLog(t)
-		os.Remove(m.log)
-	})
 
-	if !poll(30*time.Second, func() bool { return m.hasEnded() || m.findDevice() }) || m.hasEnded() {
+	m.server = 0
+	if !poll(30*time.Second, func() bool { return m.hasEnded() || m.answers() }) || m.hasEnded() {
 		m.daemon.Process.Kill()
 		t.Fatalf("untorn %q did not mount", m.daemon.Args[1:])
 	}
-	m.watchdog = time.AfterFunc(mountLimit, m.abort)
-	if _, err := os.Stat(m.Dir); err != nil {
-		t.Fatalf("the mount does not answer: %v", err)
+	if m.watchdog == nil {
+		m.watchdog = time.AfterFunc(mountLimit, m.abort)
 	}
 	m.idle = m.descriptors()
+}
+
+// serverOf asks a mount for the pid of its server; 0: it does not answer.
+func serverOf(dir string) int {
+	buf := make([]byte, 16<<10)
+	n, err := syscall.Getxattr(dir, "user.untorn.control", buf)
+	var c struct {
+		Pid int `json:"pid"`
+	}
+	if err != nil || json.Unmarshal(buf[:n], &c) != nil {
+		return 0
+	}
+	return c.Pid
 }
 
 func (m *mount) hasEnded() bool {
@@ -144,10 +174,13 @@ func (m *mount) hasEnded() bool {
 	}
 }
 
-// findDevice reports whether the mount is there, and remembers its device.
-func (m *mount) findDevice() bool {
+// answers reports whether the mount is there, and remembers its device and who serves it.
+func (m *mount) answers() bool {
 	m.device = fuseDevice(m.Dir)
-	return m.device != ""
+	if m.device != "" {
+		m.server = serverOf(m.Dir)
+	}
+	return m.server != 0
 }
 
 // fuseDevice is the device number of the FUSE mount on dir, "" if there is none.
@@ -166,13 +199,13 @@ func fuseDevice(dir string) string {
 	return ""
 }
 
-// descriptors lists what the daemon has open. Directories opened with O_PATH are left
+// descriptors lists what the server has open. Directories opened with O_PATH are left
 // out: they stand for inodes that the kernel may still look up, and go when it forgets
 // them, under memory pressure or at the unmount, not when a file is closed. Left out as
 // well are pipes and /dev/null: go-fuse keeps a pool of them for splicing; and the stage
 // itself, because one is opened for each filesystem in the backing when it is first used.
 func (m *mount) descriptors() []string {
-	dir := fmt.Sprintf("/proc/%d", m.daemon.Process.Pid)
+	dir := fmt.Sprintf("/proc/%d", m.server)
 	entries, _ := os.ReadDir(dir + "/fd")
 	var open []string
 	for _, e := range entries {
@@ -187,7 +220,7 @@ func (m *mount) descriptors() []string {
 }
 
 // ofStage: .untorn, salvage, stage/INSTANCE, its list of origins, and the reserve of space, which is unlinked and small.
-var ofStage = regexp.MustCompile(`/\.untorn(/salvage|/stage/[0-9a-f]{16}(/origins|/1 \(deleted\))?)?$`)
+var ofStage = regexp.MustCompile(`/\.untorn(/salvage|/stage/[0-9a-f]{16}(/origins|/reserve \(deleted\))?)?$`)
 
 func (m *mount) isPathDirectory(proc, fd string) bool {
 	info, _ := os.ReadFile(proc + "/fdinfo/" + fd)
@@ -243,7 +276,32 @@ func (m *mount) Unmount(t testing.TB) {
 				t.Errorf("still staged after the unmount: %s", f)
 			}
 		}
+		m.check(t)
 	})
+}
+
+// check has untorn look for what is wrong in .untorn, as its owner. What a daemon left that the test has killed is
+// recovered first.
+func (m *mount) check(t testing.TB) {
+	t.Helper()
+	var st syscall.Stat_t
+	if syscall.Lstat(filepath.Join(m.Backing, ".untorn"), &st) != nil {
+		return
+	}
+	args := [][]string{{"check", m.Backing}}
+	if m.killed {
+		args = [][]string{{"recover", m.Backing}, {"check", m.Backing}}
+	}
+	for _, args := range args {
+		cmd := command(t, binary, args...)
+		cmd.Env = cleanEnv()
+		if int(st.Uid) != os.Getuid() {
+			asUser(int(st.Uid), cmd)
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("untorn %s: %v\n%s", args[0], err, out)
+		}
+	}
 }
 
 // awaitEnd waits for the daemon; one that hangs is taken down by force.
@@ -253,7 +311,9 @@ func (m *mount) awaitEnd(t testing.TB) {
 	case <-m.ended:
 	case <-time.After(15 * time.Second):
 		t.Errorf("the daemon did not end; its stacks are in the log")
-		m.daemon.Process.Signal(syscall.SIGQUIT)
+		if m.server > 0 {
+			syscall.Kill(m.server, syscall.SIGQUIT)
+		}
 		m.abort()
 		syscall.Unmount(m.Dir, syscall.MNT_DETACH)
 		select {
@@ -268,15 +328,59 @@ func (m *mount) awaitEnd(t testing.TB) {
 	}
 }
 
-// Kill ends the daemon with SIGKILL, as a crash would.
+// Kill ends the daemon with SIGKILL, as a crash of the machine would: supervisor first, so that nobody mounts again.
 func (m *mount) Kill(t testing.TB) {
 	t.Helper()
 	m.killed = true
 	m.daemon.Process.Kill()
 	<-m.ended
+	killAndWait(t, m.server)
 	if err := syscall.Unmount(m.Dir, syscall.MNT_DETACH); err != nil {
 		t.Errorf("unmounting after the crash: %v", err)
 	}
+}
+
+// killAndWait ends a process that need not be a child of ours, and returns when all its threads are gone.
+func killAndWait(t testing.TB, pid int) {
+	t.Helper()
+	if pid <= 0 {
+		t.Fatalf("no process %d", pid)
+	}
+	p := openProcess(t, pid)
+	syscall.Kill(pid, syscall.SIGKILL)
+	p.awaitEnd(t)
+}
+
+// process is a descriptor of any process: its number is never somebody else's.
+type process int
+
+// openProcess returns -1 for a process that has ended.
+func openProcess(t testing.TB, pid int) process {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == unix.ESRCH {
+		return -1
+	}
+	if err != nil {
+		t.Fatalf("pidfd_open: %v", err)
+	}
+	return process(fd)
+}
+
+// awaitEnd waits until all threads of the process are gone.
+func (p process) awaitEnd(t testing.TB) {
+	t.Helper()
+	if p < 0 {
+		return
+	}
+	defer unix.Close(int(p))
+	ready := []unix.PollFd{{Fd: int32(p), Events: unix.POLLIN}}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		if n, _ := unix.Poll(ready, 1000); n > 0 {
+			return
+		}
+	}
+	t.Fatal("a process does not end")
 }
 
 // abort cuts the FUSE connection, so that whoever waits for the daemon gets an error.
@@ -413,4 +517,22 @@ func (m *mount) awaitVersion(t testing.TB, name, want string) {
 		return err == nil && string(got) == want
 	})
 	m.wantVersion(t, name, want)
+}
+
+// awaitServer returns when a server other than the last one answers, and how long that took.
+func (m *mount) awaitServer(t testing.TB) time.Duration {
+	t.Helper()
+	began := time.Now()
+	if !poll(20*time.Second, func() bool {
+		pid := serverOf(m.Dir)
+		if pid == 0 || pid == m.server {
+			return false
+		}
+		m.server = pid
+		return true
+	}) {
+		t.Fatal("the mountpoint does not answer again")
+	}
+	m.device = fuseDevice(m.Dir)
+	return time.Since(began)
 }

@@ -40,9 +40,15 @@ func (f *logFlags) open(mountpoint string, background bool) (*logger, error) {
 			notice("goes on without a log: %v\nuntorn: --log-file gives it another place", err)
 		}
 	}
+	l.Logger, err = f.to(l.file)
+	return l, err
+}
+
+// to makes a log that goes to a file; nil: nowhere.
+func (f *logFlags) to(file *os.File) (*slog.Logger, error) {
 	to := io.Discard
-	if l.file != nil {
-		to = l.file
+	if file != nil {
+		to = file
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.Level)); err != nil {
@@ -50,11 +56,9 @@ func (f *logFlags) open(mountpoint string, background bool) (*logger, error) {
 	}
 	opt := &slog.HandlerOptions{Level: level}
 	if f.Format == "json" {
-		l.Logger = slog.New(slog.NewJSONHandler(to, opt))
-	} else {
-		l.Logger = slog.New(slog.NewTextHandler(to, opt))
+		return slog.New(slog.NewJSONHandler(to, opt)), nil
 	}
-	return l, nil
+	return slog.New(slog.NewTextHandler(to, opt)), nil
 }
 
 // openLog opens for appending, so that the file can be truncated by who rotates it.

@@ -26,6 +26,8 @@ type mountCmd struct {
 	NoPass     bool          `name:"no-passthrough" env:"UNTORN_NO_PASSTHROUGH" help:"Send reads and writes through the daemon, also where the kernel could pass them on."`
 	AllowOther bool          `negatable:"" default:"${root}" env:"UNTORN_ALLOW_OTHER" help:"Let all users in, each with his own rights. Default when root; others need user_allow_other in /etc/fuse.conf."`
 	ReadOnly   bool          `env:"UNTORN_READ_ONLY" help:"Mount read-only."`
+	Supervise  bool          `negatable:"" default:"true" env:"UNTORN_SUPERVISE" help:"Serve the mount in a process of its own, and mount again when that dies."`
+	Restarts   int           `default:"5" placeholder:"5" env:"UNTORN_RESTARTS" help:"End the mount when its server has died this many times in a row, each time within five seconds."`
 
 	Salvage salvageLimits `embed:"" prefix:"salvage-" group:"Salvage"`
 	Log     logFlags      `embed:"" prefix:"log-" group:"Log"`
@@ -49,6 +51,9 @@ func (c *mountCmd) Validate() error {
 	if c.Cache < 0 {
 		return fail(exitUsage, "--cache: %v is negative; 0 turns caching off", c.Cache)
 	}
+	if c.Restarts < 1 {
+		return fail(exitUsage, "--restarts: %d is less than 1; --no-supervise never mounts again", c.Restarts)
+	}
 	if c.Salvage.Count < 0 {
 		return fail(exitUsage, "--salvage-count: %d is negative", c.Salvage.Count)
 	}
@@ -56,6 +61,12 @@ func (c *mountCmd) Validate() error {
 }
 
 func (c *mountCmd) Run() error {
+	if l, err := takeLink(); l != nil || err != nil {
+		if err != nil {
+			return err
+		}
+		return c.serveFor(l)
+	}
 	parent := takeReadyPipe()
 	if !c.Foreground && parent == nil {
 		return startInBackground()
@@ -67,6 +78,10 @@ func (c *mountCmd) Run() error {
 	if err := canMount(c.AllowOther); err != nil {
 		return err
 	}
+	s, err := newSeat(at, c.AllowOther)
+	if err != nil {
+		return err
+	}
 	log, err := c.Log.open(at.mountpoint, parent != nil)
 	if err != nil {
 		return err
@@ -75,30 +90,16 @@ func (c *mountCmd) Run() error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
+	nameProcess("untorn")
 	stop := catchSignals()
-	m, err := c.mount(at, log.Logger)
-	if err != nil {
-		return advise(err, at.backing)
+	if c.Supervise {
+		return c.supervise(s, log, parent, stop)
 	}
-	if m.ReadOnly() && !c.ReadOnly {
-		notice("%s cannot be written, so the mount is read-only", at.backing)
-	}
-	s := server{m: m, at: at, log: log.Logger}
-	if parent != nil {
-		log.becomeStderr()
-		if err := parent.ready(); err != nil {
-			// Whoever asked for the mount has gone away before it was there.
-			log.Warn("the parent is gone, so the mount is not wanted", "err", err)
-			s.detach()
-		}
-	}
-	s.serve(stop)
-	return nil
+	return c.serveAlone(s, log, parent, stop)
 }
 
-// mount prepares this process for serving and mounts.
-func (c *mountCmd) mount(at *place, log *slog.Logger) (*fs.Mounted, error) {
-	nameProcess()
+// open prepares this process for serving, and takes over the backing.
+func (c *mountCmd) open(backing string, fd int, log *slog.Logger, supervisor int) (*fs.Server, error) {
 	unix.Umask(0) // modes come from the callers as they are meant
 	raiseFileLimit(log)
 	seesKills := proc.SeesKills("/proc/self/exe", "pause")
@@ -112,7 +113,7 @@ func (c *mountCmd) mount(at *place, log *slog.Logger) (*fs.Mounted, error) {
 	if err != nil {
 		return nil, fail(exitUsage, "%w", err)
 	}
-	m, err := fs.Mount(context.Background(), at.fd, at.mountpoint, txn.Options{
+	s, err := fs.Open(context.Background(), fd, txn.Options{
 		Durability:     durability,
 		PublishKilled:  c.OnKill == "publish",
 		PublishOnFsync: c.Fsync == "publish",
@@ -123,23 +124,31 @@ func (c *mountCmd) mount(at *place, log *slog.Logger) (*fs.Mounted, error) {
 	}, fs.Options{
 		Cache:         c.Cache,
 		NoPassthrough: c.NoPass,
-		AllowOther:    c.AllowOther,
 		ReadOnly:      c.ReadOnly,
-		Source:        at.backing,
+		Source:        backing,
+		Supervisor:    supervisor,
 		Version:       version,
 		Log:           log,
 	})
-	if err != nil {
-		return nil, err
-	}
-	path, why := m.DataPath()
-	log.Info("mounted", "backing", at.backing, "mountpoint", at.mountpoint, "data_path", path, "why", why,
-		"durability", c.Durability, "read_only", m.ReadOnly(), "pid", os.Getpid())
-	return m, nil
+	return s, advise(err, backing)
 }
 
-// nameProcess makes ps show "untorn" also where we were executed as /proc/self/exe. It is cosmetic, so it may fail.
-func nameProcess() { os.WriteFile("/proc/self/comm", []byte("untorn"), 0) }
+// logMounted tells what the mount is like.
+func (c *mountCmd) logMounted(s *fs.Server, backing string, a *attachment, log *slog.Logger) {
+	path, why := s.DataPath()
+	log.Info("mounted", "backing", backing, "mountpoint", a.Path, "data_path", path, "why", why,
+		"durability", c.Durability, "read_only", s.ReadOnly(), "pid", os.Getpid())
+}
+
+// noticeReadOnly tells the user when he gets less than he asked for.
+func (c *mountCmd) noticeReadOnly(backing string, readOnly bool) {
+	if readOnly && !c.ReadOnly {
+		notice("%s cannot be written, so the mount is read-only", backing)
+	}
+}
+
+// nameProcess makes ps show a name also where we were executed as /proc/self/exe. It is cosmetic, so it may fail.
+func nameProcess(name string) { os.WriteFile("/proc/self/comm", []byte(name), 0) }
 
 // raiseFileLimit raises the descriptor limit as far as it goes: a staged file costs descriptors of ours, and thousands may
 // be written at once.

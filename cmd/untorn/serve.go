@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -11,21 +12,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"untorn/fs"
 )
 
 const (
 	retryEvery  = 250 * time.Millisecond
 	reportEvery = time.Minute
 )
-
-// server serves one mount to its end.
-type server struct {
-	m   *fs.Mounted
-	at  *place
-	log *slog.Logger
-}
 
 // catchSignals is called before the mount, so that a signal in between is not lost with the mount left behind.
 func catchSignals() <-chan os.Signal {
@@ -35,67 +27,115 @@ func catchSignals() <-chan os.Signal {
 	return c
 }
 
-// serve returns when the mount has ended, by whomever.
-func (s *server) serve(stop <-chan os.Signal) {
+// serveAlone mounts and serves in this one process. Nobody mounts again when it dies.
+func (c *mountCmd) serveAlone(s *seat, log *logger, parent *readyPipe, stop <-chan os.Signal) error {
+	server, err := c.open(s.backing, s.fd, log.Logger, 0)
+	if err != nil {
+		return err
+	}
+	a, connection, err := s.mount(server.ReadOnly())
+	if err != nil {
+		return errors.Join(advise(err, s.backing), server.Undo())
+	}
+	if err := server.Serve(connection, a.Dev); err != nil {
+		a.drop()
+		return errors.Join(err, server.Undo())
+	}
+	if err := a.place(s, nil); err != nil { // which ended the mount
+		server.Wait()
+		return fmt.Errorf("mounting on %s: %w", s.mountpoint, err)
+	}
+	c.logMounted(server, s.backing, a, log.Logger)
+	c.noticeReadOnly(s.backing, server.ReadOnly())
+	announce(parent, a, log)
 	ended := make(chan struct{})
 	go func() {
-		s.m.Wait()
+		server.Wait()
 		close(ended)
 	}()
-	go s.obey(stop, ended)
+	e := ender{a: a, log: log.Logger, ended: ended}
+	go e.obey(stop)
 	<-ended
-	s.log.Info("unmounted", "mountpoint", s.at.mountpoint)
+	log.Info("unmounted", "mountpoint", a.Path)
+	return nil
 }
 
-// obey ends the mount at the first signal, as soon as nobody uses it any more, and detaches it at the second.
-func (s *server) obey(stop <-chan os.Signal, ended <-chan struct{}) {
-	select {
-	case sig := <-stop:
-		s.log.Info("unmounting", "signal", sig.String())
-	case <-ended:
+// announce lets the parent, if there is one, tell its user that the mount is there, and lets go of the terminal.
+func announce(parent *readyPipe, a *attachment, log *logger) {
+	if parent == nil {
 		return
 	}
+	log.becomeStderr()
+	if err := parent.ready(); err != nil {
+		// Whoever asked for the mount has gone away before it was there.
+		log.Warn("the parent is gone, so the mount is not wanted", "err", err)
+		if err := a.detach(); err != nil {
+			log.Error("detaching", "err", err)
+		}
+	}
+}
+
+// ender ends a mount that is asked to end by signals.
+type ender struct {
+	a     *attachment
+	log   *slog.Logger
+	asked <-chan struct{} // somebody else got a signal; nil: there is nobody
+	ended <-chan struct{}
+}
+
+// obey ends the mount at the first signal, as soon as nobody uses it any more, and detaches it at the second. It returns
+// whether there was a signal.
+func (e ender) obey(stop <-chan os.Signal) bool {
+	select {
+	case sig := <-stop:
+		e.log.Info("unmounting", "signal", sig.String())
+	case <-e.asked:
+		e.log.Info("unmounting", "signal", "sent to the server")
+	case <-e.ended:
+		return false
+	}
+	e.unmount(stop)
+	return true
+}
+
+func (e ender) unmount(stop <-chan os.Signal) {
 	reported := time.Time{}
 	for {
-		err := s.m.Unmount()
-		if err == nil {
+		err := e.a.unmount()
+		if err == nil || errors.Is(err, errGone) {
 			return
 		}
 		if time.Since(reported) > reportEvery {
 			reported = time.Now()
-			go s.explain(err)
+			go e.explain(err)
 		}
 		select {
 		case sig := <-stop:
-			s.log.Warn("detaching the busy mount; it ends with its last user", "signal", sig.String())
-			s.detach()
+			e.log.Warn("detaching the busy mount; it ends with its last user", "signal", sig.String())
+			if err := e.a.detach(); err != nil {
+				e.log.Error("detaching", "err", err)
+			}
 			return
-		case <-ended:
+		case <-e.ended:
 			return
 		case <-time.After(retryEvery):
 		}
 	}
 }
 
-func (s *server) detach() {
-	if err := s.m.Detach(); err != nil {
-		s.log.Error("detaching", "err", err)
-	}
-}
-
 // explain logs why the mount could not be ended.
-func (s *server) explain(err error) {
+func (e ender) explain(err error) {
 	if !errors.Is(err, unix.EBUSY) {
-		s.log.Error("unmounting; will try again", "err", err)
+		e.log.Error("unmounting; will try again", "err", err)
 		return
 	}
-	holders, scanErr := askHolders(s.at.mountpoint)
-	s.log.Warn("the mount is busy; waiting until it is free, a second signal detaches it", "holders", len(holders))
+	holders, scanErr := askHolders(e.a.Path)
+	e.log.Warn("the mount is busy; waiting until it is free, a second signal detaches it", "holders", len(holders))
 	if scanErr != nil {
-		s.log.Warn("looking for those who hold it", "err", scanErr)
+		e.log.Warn("looking for those who hold it", "err", scanErr)
 	}
 	for _, h := range holders {
-		s.log.Warn("held", "pid", h.PID, "command", h.Command, "what", h.What)
+		e.log.Warn("held", "pid", h.PID, "command", h.Command, "what", h.What)
 	}
 }
 

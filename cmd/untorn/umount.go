@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -25,8 +26,8 @@ const (
 
 func (c *umountCmd) Run() error {
 	path, err := resolve(c.Mountpoint)
-	// A dead mount and that of another user can be unmounted all the same.
-	if err != nil && !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.EACCES) {
+	// A dead mount, one over a dead filesystem and that of another user can be unmounted all the same.
+	if err != nil && !isUnanswered(err) {
 		return fail(exitMountpoint, "%w\nGive the directory that untorn is mounted on.", err)
 	}
 	m, err := mountAt(path)
@@ -45,7 +46,11 @@ func (c *umountCmd) Run() error {
 	}
 	daemon := -1
 	if ctl, err := readControl(path); err == nil && ctl.isHere() && !c.Lazy {
-		if daemon, err = unix.PidfdOpen(ctl.Pid, 0); err == nil {
+		pid := ctl.Pid
+		if ctl.Supervisor != 0 {
+			pid = ctl.Supervisor // it outlives the server
+		}
+		if daemon, err = unix.PidfdOpen(pid, 0); err == nil {
 			defer unix.Close(daemon)
 		}
 	}
@@ -93,10 +98,17 @@ func (c *umountCmd) unmount(path string) error {
 		if err != nil {
 			return err
 		}
-		if len(holders) > 0 || time.Now().After(end) {
+		// A supervisor looks at its mount for an instant when it replaces a dead one.
+		if slices.ContainsFunc(holders, func(h holder) bool { return !isSupervisor(h.PID) }) || time.Now().After(end) {
 			return busy(path, holders)
 		}
 	}
+}
+
+// isSupervisor tells by the name that a supervisor gives itself.
+func isSupervisor(pid int) bool {
+	name, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	return err == nil && string(name) == "untorn\n" && pid != os.Getpid()
 }
 
 // ended waits for the process behind a pidfd.
