@@ -121,6 +121,7 @@ func shutDown(t *testing.T, fstype, how string, flags []string, seed uint64) (v 
 		at = len(book.events)
 		book.mu.Unlock()
 		if m.daemon != nil {
+			m.shutDown = true
 			m.Kill(t)
 		}
 		w.kill()
