@@ -252,10 +252,13 @@ func judgeBacking(t testing.TB, h history, at int, backing string, thorough bool
 	if after := everything(t, backing); !maps.Equal(before, after) {
 		trouble("a second recover changed something:\nfrom %v\nto   %v", before, after)
 	}
-	// What a killed writer had not synced may be missing in the salvage after a power cut.
+	// What a killed writer had not synced may be missing in the salvage after a power cut; and btrfs may count two links
+	// of a temp that was renamed between its fsync and the cut.
 	stdout, stderr, code := untorn(t, "check", backing)
 	for line := range strings.Lines(stdout) {
-		if code != 0 && !strings.Contains(line, "Somebody wrote to it after it was kept") {
+		passes := strings.Contains(line, "Somebody wrote to it after it was kept") ||
+			strings.Contains(line, "it has another name outside of .untorn")
+		if code != 0 && !passes {
 			trouble("check: exit code %d: %s%s", code, line, stderr)
 		}
 	}
