@@ -34,6 +34,7 @@ func (f *FS) stat(n *node, out *unix.Statx_t) error {
 		return sys.Stat(fd, "", out)
 	}
 	parent, name := f.nodes.at(n)
+	defer f.nodes.put(parent)
 	d, err := f.dirOf(parent)
 	if err != nil {
 		return err
@@ -97,6 +98,7 @@ func (f *FS) openVersion(n *node, flags int) (int, error) {
 		return f.o.Sys().Reopen(fd, flags)
 	}
 	parent, name := f.nodes.at(n)
+	defer f.nodes.put(parent)
 	d, err := f.dirOf(parent)
 	if err != nil {
 		return -1, err
@@ -123,6 +125,7 @@ func (f *FS) openVersion(n *node, flags int) (int, error) {
 // GetAttr implements fuse.RawFileSystem.
 func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -147,6 +150,7 @@ func (f *FS) attrTimeout(n *node) time.Duration {
 	}
 	if n.fmt == unix.S_IFREG {
 		parent, name := f.nodes.at(n)
+		defer f.nodes.put(parent)
 		if d, err := f.dirOf(parent); err != nil || d.HasStaged(name) {
 			return 0
 		}
@@ -172,6 +176,7 @@ func (f *FS) fillAttr(a *fuse.Attr, st *unix.Statx_t) {
 // SetAttr implements fuse.RawFileSystem.
 func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -234,6 +239,7 @@ func (f *FS) setAttr(n *node, fd int, in *fuse.SetAttrIn) error {
 			return err
 		}
 	}
+	as := func(owner bool, do func() error) error { return f.asCaller(&in.InHeader, fd, owner, do) }
 	if chuid || chgid || in.Valid&any == 0 {
 		u, g := -1, -1
 		if chuid {
@@ -242,12 +248,12 @@ func (f *FS) setAttr(n *node, fd int, in *fuse.SetAttrIn) error {
 		if chgid {
 			g = int(gid)
 		}
-		if err := sys.Chown(fd, u, g); err != nil {
+		if err := as(true, func() error { return sys.Chown(fd, u, g) }); err != nil {
 			return err
 		}
 	}
 	if chmod {
-		if err := sys.Chmod(fd, mode); err != nil {
+		if err := as(true, func() error { return sys.Chmod(fd, mode) }); err != nil {
 			return err
 		}
 	} else if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
@@ -260,7 +266,8 @@ func (f *FS) setAttr(n *node, fd int, in *fuse.SetAttrIn) error {
 	}
 	at := timeArg(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec)
 	mt := timeArg(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec)
-	return sys.Utimes(fd, at, mt)
+	now := unix.Timespec{Nsec: unix.UTIME_NOW}
+	return as(at != now || mt != now, func() error { return sys.Utimes(fd, at, mt) }) // who may write may set both to now
 }
 
 func timeArg(valid, set, now uint32, sec uint64, nsec uint32) unix.Timespec {
@@ -276,6 +283,7 @@ func timeArg(valid, set, now uint32, sec uint64, nsec uint32) unix.Timespec {
 // StatFs implements fuse.RawFileSystem.
 func (f *FS) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}

@@ -49,34 +49,3 @@ func TestFileTable(t *testing.T) {
 		}
 	}
 }
-
-// TestNodesAreForgotten: a node stays as long as the kernel, a child or a redirect knows it, and no longer.
-func TestNodesAreForgotten(t *testing.T) {
-	root := &node{id: 1, fmt: unix.S_IFDIR, lookups: 1}
-	table := &nodes{byID: map[uint64]*node{1: root}, byIno: map[txn.Ident]*node{}, last: 1, root: root}
-	stat := func(ino uint64, mode uint16) *unix.Statx_t { return &unix.Statx_t{Ino: ino, Mode: mode} }
-
-	dir := table.version(stat(10, unix.S_IFDIR), root, "d")
-	f := table.version(stat(11, unix.S_IFREG), dir, "f")
-	if again := table.version(stat(11, unix.S_IFREG), root, "g"); again != f {
-		t.Error("one inode has two nodes")
-	}
-	if parent, name := table.at(f); parent != root || name != "g" {
-		t.Error("it is not where it was found last")
-	}
-	table.forget(dir.id, 1)
-	if table.get(dir.id) != nil {
-		t.Error("a directory that nobody knows is kept")
-	}
-	table.forget(f.id, 1)
-	if table.get(f.id) != f {
-		t.Error("it was looked up twice and forgotten once")
-	}
-	table.forget(f.id, 1)
-	if len(table.byID) != 1 || len(table.byIno) != 0 {
-		t.Errorf("%d nodes are left, %d inodes", len(table.byID), len(table.byIno))
-	}
-	if other := table.version(stat(11, unix.S_IFIFO), root, "p"); other.id <= f.id {
-		t.Error("an id was used again")
-	}
-}

@@ -147,6 +147,7 @@ func (f *FS) install(n *node, fl *file, out *fuse.OpenOut) fuse.Status {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	}
 	n.files = append(n.files, fl)
+	f.nodes.retain(n)
 	out.Fh = f.files.put(fl)
 	return fuse.OK
 }
@@ -166,6 +167,7 @@ func (n *node) unchanged(f *FS, fl *file) bool {
 	now := seen{st.Mtime, st.Ctime, st.Size}
 	same := n.seen == now
 	n.seen = now
+	n.keep.Store(true)
 	return same
 }
 
@@ -203,6 +205,7 @@ func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		return
 	}
 	n := fl.n
+	defer f.nodes.put(n)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for i, o := range n.files {
@@ -226,13 +229,21 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	return status(err)
 }
 
-// published tells the kernel that the times of a directory have changed, if a file was published in it.
+// published tells the kernel that the times of a directory have changed, if a file was published in it, and the attributes
+// of a version, if it was given those of its staged copy.
 func (f *FS) published(fl *file) {
+	const onlyAttributes = -1 // fuse_reverse_inval_inode: a negative offset leaves the pages alone
+	if fl.st.Adjusted() {
+		if n := f.nodes.of(fl.st.Base()); n != nil {
+			defer f.nodes.put(n)
+			f.server.InodeNotify(n.id, onlyAttributes, 0)
+		}
+	}
 	if fl.st.State() != txn.Published {
 		return
 	}
 	if parent, _ := f.nodes.at(fl.n); parent != nil {
-		const onlyAttributes = -1 // fuse_reverse_inval_inode: a negative offset leaves the pages alone
+		defer f.nodes.put(parent)
 		f.server.InodeNotify(parent.id, onlyAttributes, 0)
 	}
 }
@@ -282,7 +293,7 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 		}
 		off = int64(st.Size)
 	}
-	err := fl.writable(f.caller(&in.InHeader).Cred, func(fd int) error {
+	write := func(fd int) error {
 		for done < len(data) {
 			n, err := sys.Pwrite(fd, data[done:], off+int64(done))
 			if err != nil {
@@ -291,7 +302,12 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 			done += n
 		}
 		return nil
-	})
+	}
+	cred := f.caller(&in.InHeader).Cred
+	err := fl.writable(cred, write)
+	if err != nil && fl.w != nil && fl.st.MakeRoom(err) {
+		err = fl.writable(cred, write)
+	}
 	if err != nil {
 		if fl.w != nil && txn.Poisonous(err) {
 			fl.st.Poison(err)
@@ -335,16 +351,16 @@ func (f *FS) truncatePath(n *node, size int64, c txn.Caller) error {
 	t := thread{tid: c.Tid, uid: c.Uid, gid: c.Gid}.key()
 	rd := f.redirects.take(t)
 	if rd != nil && !rd.lazy() && rd.m == n {
-		defer f.nodes.unref(n)
+		defer f.nodes.put(n)
 		err := rd.w.Staged().Truncate(size)
 		if cerr := rd.w.Commit(); err == nil {
 			err = cerr
 		}
 		return err
 	}
-	if rd != nil && !rd.lazy() && rd.n == n && rd.w.Staged().Base() == n.ident {
+	if rd != nil && !rd.lazy() && rd.of(n) && rd.w.Staged().Base() == n.ident {
 		// No lookup came in between: it was named by /proc/self/fd.
-		defer f.nodes.unref(rd.m)
+		defer f.nodes.put(rd.m)
 		err := rd.w.Staged().Truncate(size)
 		if cerr := rd.w.Commit(); err == nil {
 			err = cerr
@@ -356,6 +372,7 @@ func (f *FS) truncatePath(n *node, size int64, c txn.Caller) error {
 		return n.staged.Truncate(size)
 	}
 	parent, name := f.nodes.at(n)
+	defer f.nodes.put(parent)
 	d, err := f.dirOf(parent)
 	if err != nil {
 		return err

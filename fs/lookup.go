@@ -10,6 +10,7 @@ import (
 // Lookup implements fuse.RawFileSystem.
 func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	parent := f.nodes.get(in.NodeId)
+	defer f.nodes.put(parent)
 	if parent == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -32,7 +33,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 	}
 	if e.Reserved != nil {
 		m := f.nodes.ofStaged(e.Reserved, parent, name)
-		defer f.nodes.unref(m)
+		defer f.nodes.put(m)
 		return f.answerStaged(m, out)
 	}
 	pin := -1
@@ -42,6 +43,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 		}
 	}
 	n := f.nodes.version(&e.Stat, parent, name)
+	defer f.nodes.put(n)
 	f.pins.hold(n, pin)
 	if m := f.redirects.from(f.thread(in), n, d, name); m != nil {
 		f.nodes.forget(n.id, 1)
@@ -79,6 +81,7 @@ func (f *FS) answerVersion(n *node, d *txn.Dir, e *txn.Entry, out *fuse.EntryOut
 	if e.Staged || n.found != nil || (d.Stirred() && n.fmt == unix.S_IFREG) {
 		st := e.Stat
 		n.found = &st
+		n.keep.Store(true)
 	}
 	if e.Staged {
 		return
@@ -109,7 +112,9 @@ func (f *FS) answerMade(parent *node, d *txn.Dir, name string, out *fuse.EntryOu
 	if err := d.Stat(name, &e.Stat); err != nil {
 		return status(err)
 	}
-	f.answerVersion(f.nodes.version(&e.Stat, parent, name), d, &e, out)
+	n := f.nodes.version(&e.Stat, parent, name)
+	defer f.nodes.put(n)
+	f.answerVersion(n, d, &e, out)
 	return fuse.OK
 }
 

@@ -97,7 +97,7 @@ func Open(ctx context.Context, backing int, topt txn.Options, opt Options) (*Ser
 		passthrough: topt.Passthrough,
 	}
 	f.redirects = redirects{byThread: map[thread]*redirect{}, nodes: f.nodes}
-	f.pins = pins{sys: o.Sys(), stale: map[thread]time.Time{}, held: map[*node]*pin{}}
+	f.pins = pins{sys: o.Sys(), stale: map[thread]time.Time{}, held: map[uint64]*pin{}}
 	switch {
 	case opt.NoPassthrough:
 		f.why = "it was turned off"
@@ -208,6 +208,9 @@ func (f *FS) tryPassthrough() error {
 	}
 	if f.o.ReadOnly() {
 		return nil
+	}
+	if f.o.WritesThrough(f.o.Root()) {
+		return errors.New("the backing is itself a FUSE filesystem, whose failed writes would not be seen")
 	}
 	fd, err := f.o.Scratch()
 	if err != nil {

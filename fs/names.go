@@ -10,6 +10,7 @@ import (
 // inDir runs do with the directory that a request is about.
 func (f *FS) inDir(id uint64, do func(parent *node, d *txn.Dir) fuse.Status) fuse.Status {
 	parent := f.nodes.get(id)
+	defer f.nodes.put(parent)
 	if parent == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -54,6 +55,7 @@ func (f *FS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, 
 // Readlink implements fuse.RawFileSystem.
 func (f *FS) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return nil, fuse.Status(unix.ESTALE)
 	}
@@ -69,6 +71,7 @@ func (f *FS) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status
 // Link implements fuse.RawFileSystem.
 func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
 	n := f.nodes.get(in.Oldnodeid)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -81,7 +84,10 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 				return f.answerStaged(n, out)
 			}
 		}
-		err := f.withFd(n, func(fd int) error { return d.Link(fd, name, f.caller(&in.InHeader)) })
+		err := f.withFd(n, func(fd int) error {
+			// By the rule of protected_hardlinks (proc_sys_fs(5)) it matters whose file it is.
+			return f.asCaller(&in.InHeader, fd, false, func() error { return d.Link(fd, name, f.caller(&in.InHeader)) })
+		})
 		if err != nil {
 			return f.answer(&in.InHeader, err)
 		}

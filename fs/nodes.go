@@ -2,28 +2,31 @@ package fs
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"untorn/txn"
 )
 
-// node is one inode as the kernel knows it. A version and the file that is staged to replace it are two nodes, because
-// the kernel keeps page cache, size and passthrough backing per inode (F1). When a staged file is published its node is
-// that of the version, and the old one goes on serving those who have it open.
+// node is one inode that the kernel has given us to do with, or that has a state of ours. A version and the file that is
+// staged to replace it are two nodes, because the kernel keeps page cache, size and passthrough backing per inode (F1).
+// When a staged file is published its node is that of the version, and the old one goes on serving those who have it open.
+//
+// There is one node for an inode at a time. That of a directory lives until the kernel forgets it, that of a file while it
+// is in use, or as long as there is something to remember of it; then only its record in the table is left.
 type node struct {
-	id  uint64
-	fmt uint32 // S_IFMT bits
+	id   uint64
+	slot uint32
+	fmt  uint32 // S_IFMT bits
 	// ident is constant: another inode is another node, also when it has the same number.
 	ident txn.Ident
 	// staged is the staged file that this node was made for; it stays when that is published.
 	staged *txn.Staged
 
-	parent  *node    // GUARDED_BY(nodes.mu); where it was found last
-	name    string   // GUARDED_BY(nodes.mu)
-	dir     *txn.Dir // GUARDED_BY(nodes.mu); of a directory, opened at first use
-	lookups uint64   // GUARDED_BY(nodes.mu); what the kernel will forget
-	refs    int      // GUARDED_BY(nodes.mu); children, and redirects that lead here
+	dir  *txn.Dir    // GUARDED_BY(nodes.mu); of a directory, opened at first use
+	uses int         // GUARDED_BY(nodes.mu); requests, open files and redirects that have it
+	keep atomic.Bool // seen or found has something to remember
 
 	mu      sync.Mutex
 	files   []*file  // GUARDED_BY(mu); open files
@@ -41,86 +44,141 @@ type seen struct {
 	size         uint64
 }
 
-// nodes is the table of all that the kernel remembers.
+// nodes are all that the kernel remembers.
 type nodes struct {
 	mu    sync.Mutex
-	byID  map[uint64]*node    // GUARDED_BY(mu)
-	byIno map[txn.Ident]*node // GUARDED_BY(mu)
-	last  uint64              // GUARDED_BY(mu); ids are never used again
+	table table            // GUARDED_BY(mu)
+	live  map[uint32]*node // GUARDED_BY(mu); by slot
 	root  *node
 }
 
 func newNodes(root *txn.Dir) *nodes {
-	r := &node{id: 1, fmt: unix.S_IFDIR, ident: root.Ident(), dir: root, lookups: 1}
-	return &nodes{
-		byID:  map[uint64]*node{1: r},
-		byIno: map[txn.Ident]*node{r.ident: r},
-		last:  1, root: r,
-	}
+	t := rooted(root.Ident())
+	t.root.dir = root
+	return t
 }
 
-// get returns the node that a request is about. The kernel names only nodes that it has not forgotten.
+// rooted returns a table with a root, whose number is FUSE_ROOT_ID because it is the first.
+func rooted(id txn.Ident) *nodes {
+	t := &nodes{live: map[uint32]*node{}}
+	t.root = t.use(t.table.add(id, unix.S_IFDIR))
+	return t
+}
+
+// get returns the node that a request is about, nil if the kernel means one that it has forgotten. It is used until put.
 func (t *nodes) get(id uint64) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.byID[id]
+	slot, ok := t.table.slot(id)
+	if !ok {
+		return nil
+	}
+	return t.use(slot)
 }
 
-// version returns the node of a version that was found under a name, and counts a lookup.
-func (t *nodes) version(st *unix.Statx_t, parent *node, name string) *node {
-	id := txn.IdentOf(st)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	n := t.byIno[id]
-	if n == nil || n.fmt != uint32(st.Mode)&unix.S_IFMT {
-		n = t.add(&node{ident: id, fmt: uint32(st.Mode) & unix.S_IFMT}, parent, name)
-	} else {
-		t.place(n, parent, name)
-	}
-	n.lookups++
+// use returns the node of a record, for use until put.
+//
+// LOCKS_REQUIRED(t.mu)
+func (t *nodes) use(slot uint32) *node {
+	n := t.revive(slot)
+	n.uses++
 	return n
 }
 
-// ofStaged returns the node of a staged file. It counts no lookup but a reference, to be given back by unref.
+// revive returns the node of a record.
+//
+// LOCKS_REQUIRED(t.mu)
+func (t *nodes) revive(slot uint32) *node {
+	n := t.live[slot]
+	if n == nil {
+		n = &node{id: t.table.id(slot), slot: slot, ident: t.table.ident(slot), fmt: uint32(t.table.at(slot).fmt) << 12}
+		t.live[slot] = n
+	}
+	return n
+}
+
+// retain uses a node once more, until put.
+func (t *nodes) retain(n *node) {
+	t.mu.Lock()
+	n.uses++
+	t.mu.Unlock()
+}
+
+// put gives back one use. Nil does nothing.
+func (t *nodes) put(n *node) {
+	if n == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.uses--
+	if n.uses > 0 {
+		return
+	}
+	if t.table.at(n.slot).lookups == 0 {
+		t.sweep(n.slot)
+	} else if n.fmt != unix.S_IFDIR && n.staged == nil && !n.keep.Load() {
+		delete(t.live, n.slot)
+	}
+}
+
+// version returns the node of a version that was found under a name, for use until put, and counts a lookup.
+func (t *nodes) version(st *unix.Statx_t, parent *node, name string) *node {
+	id, fmt := txn.IdentOf(st), uint32(st.Mode)&unix.S_IFMT
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	slot, ok := t.table.find(id)
+	if !ok || uint32(t.table.at(slot).fmt)<<12 != fmt {
+		slot = t.table.add(id, fmt)
+	}
+	t.place(slot, parent, name)
+	t.table.at(slot).lookups++
+	return t.use(slot)
+}
+
+// of returns the node of an inode, for use until put; nil if the kernel does not know it.
+func (t *nodes) of(id txn.Ident) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	slot, ok := t.table.find(id)
+	if !ok {
+		return nil
+	}
+	return t.use(slot)
+}
+
+// ofStaged returns the node of a staged file, for use until put. It counts no lookup.
 func (t *nodes) ofStaged(st *txn.Staged, parent *node, name string) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.byIno[st.Ident()]
-	if n == nil || n.staged != st {
-		n = t.add(&node{ident: st.Ident(), fmt: unix.S_IFREG, staged: st}, parent, name)
+	if slot, ok := t.table.find(st.Ident()); ok && t.live[slot] != nil && t.live[slot].staged == st {
+		return t.use(slot)
 	}
-	n.refs++
+	slot := t.table.add(st.Ident(), unix.S_IFREG)
+	t.place(slot, parent, name)
+	n := t.use(slot)
+	n.staged = st
 	return n
 }
 
-// add enters a node, in place of a forgotten one that had the same inode number.
+// place notes where an inode was found.
 //
 // LOCKS_REQUIRED(t.mu)
-func (t *nodes) add(n *node, parent *node, name string) *node {
-	t.last++
-	n.id = t.last
-	n.parent, n.name = parent, name
-	if parent != nil {
-		parent.refs++
-	}
-	t.byID[n.id] = n
-	t.byIno[n.ident] = n
-	return n
-}
-
-// place notes where a node was found.
-//
-// LOCKS_REQUIRED(t.mu)
-func (t *nodes) place(n, parent *node, name string) {
-	if n == t.root || (n.parent == parent && n.name == name) {
+func (t *nodes) place(slot uint32, parent *node, name string) {
+	r := t.table.at(slot)
+	old := r.parent
+	if slot == t.root.slot || (old == parent.slot+1 && t.table.names.get(r.name) == name) {
 		return
 	}
-	old := n.parent
-	n.parent, n.name = parent, name
-	parent.refs++
-	if old != nil {
-		old.refs--
-		t.sweep(old)
+	t.table.rename(slot, name)
+	if old == parent.slot+1 {
+		return
+	}
+	r.parent = parent.slot + 1
+	t.table.at(parent.slot).children++
+	if old != 0 {
+		t.table.at(old-1).children--
+		t.sweep(old - 1)
 	}
 }
 
@@ -128,15 +186,15 @@ func (t *nodes) place(n, parent *node, name string) {
 func (t *nodes) moved(id txn.Ident, parent *node, name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n := t.byIno[id]; n != nil {
-		t.place(n, parent, name)
+	if slot, ok := t.table.find(id); ok {
+		t.place(slot, parent, name)
 	}
 }
 
 // count adds a lookup that is answered with n.
 func (t *nodes) count(n *node) {
 	t.mu.Lock()
-	n.lookups++
+	t.table.at(n.slot).lookups++
 	t.mu.Unlock()
 }
 
@@ -144,50 +202,54 @@ func (t *nodes) count(n *node) {
 func (t *nodes) forget(id, lookups uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n := t.byID[id]; n != nil && n != t.root {
-		n.lookups -= min(lookups, n.lookups)
-		t.sweep(n)
+	if slot, ok := t.table.slot(id); ok && slot != t.root.slot {
+		r := t.table.at(slot)
+		r.lookups -= min(lookups, r.lookups)
+		t.sweep(slot)
 	}
 }
 
-// unref gives back a reference of ofStaged.
-func (t *nodes) unref(n *node) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	n.refs--
-	t.sweep(n)
-}
-
-// sweep drops a node that nobody knows any more, and then its parent if it was kept for its sake.
+// sweep drops an inode that nobody knows any more, and then its directory if it was kept for its sake.
 //
 // LOCKS_REQUIRED(t.mu)
-func (t *nodes) sweep(n *node) {
-	for n != nil && n != t.root && n.lookups == 0 && n.refs == 0 {
-		delete(t.byID, n.id)
-		if t.byIno[n.ident] == n {
-			delete(t.byIno, n.ident)
+func (t *nodes) sweep(slot uint32) {
+	for slot != t.root.slot {
+		r, n := t.table.at(slot), t.live[slot]
+		if r.lookups > 0 || r.children > 0 || (n != nil && n.uses > 0) {
+			return
 		}
-		if n.dir != nil {
+		parent := r.parent
+		t.table.remove(slot)
+		delete(t.live, slot)
+		if n != nil && n.dir != nil {
 			n.dir.Release()
 			n.dir = nil
 		}
-		p := n.parent
-		n.parent = nil
-		if p != nil {
-			p.refs--
+		if parent == 0 {
+			return
 		}
-		n = p
+		slot = parent - 1
+		t.table.at(slot).children--
 	}
 }
 
-// at is where a node was found last.
+// at is where a node in use was found last, nil if that is not known. The directory is used until put.
 func (t *nodes) at(n *node) (parent *node, name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return n.parent, n.name
+	return t.above(n)
 }
 
-// directory returns the txn.Dir of a directory node, opened by way of its parents at first use. txn.ErrStale: it is not
+// LOCKS_REQUIRED(t.mu)
+func (t *nodes) above(n *node) (parent *node, name string) {
+	r := t.table.at(n.slot)
+	if r.parent == 0 {
+		return nil, ""
+	}
+	return t.use(r.parent - 1), t.table.names.get(r.name)
+}
+
+// directory returns the txn.Dir of a directory node in use, opened by way of its parents at first use. txn.ErrStale: it is not
 // where it was found.
 func (t *nodes) directory(n *node) (*txn.Dir, error) {
 	t.mu.Lock()
@@ -198,11 +260,12 @@ func (t *nodes) directory(n *node) (*txn.Dir, error) {
 		}
 		return n.dir, nil
 	}
-	parent, name := n.parent, n.name
+	parent, name := t.above(n)
 	t.mu.Unlock()
 	if parent == nil {
 		return nil, txn.ErrStale
 	}
+	defer t.put(parent)
 	up, err := t.directory(parent)
 	if err != nil {
 		return nil, err

@@ -19,18 +19,19 @@ func writes(flags uint32) bool {
 // Open implements fuse.RawFileSystem. An open for write of a version is answered with ESTALE once, see redirect.
 func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
 	t := f.thread(&in.InHeader)
 	rd := f.redirects.take(t)
-	if rd != nil && rd.lazy() && rd.n == n {
+	if rd != nil && rd.lazy() && rd.of(n) {
 		// No lookup came in between, and the version has no name that we know: it was opened through /proc/self/fd after it
 		// was replaced.
 		return status(errEscape)
 	}
-	if rd != nil && !rd.lazy() && (rd.m == n || rd.n == n) && writes(in.Flags) {
-		defer f.nodes.unref(rd.m)
+	if rd != nil && !rd.lazy() && (rd.m == n || rd.of(n)) && writes(in.Flags) {
+		defer f.nodes.put(rd.m)
 		if rd.m == n {
 			return f.openWriter(n, rd.w, in.Flags, out)
 		}
@@ -103,6 +104,7 @@ func (f *FS) openWriter(m *node, w *txn.Writer, flags uint32, out *fuse.OpenOut)
 // stage handles an open for write of a version by its rules: in place, or by a redirect to a staged file.
 func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fuse.Status {
 	parent, name := f.nodes.at(n)
+	defer f.nodes.put(parent)
 	d, err := f.dirOf(parent)
 	if err != nil {
 		return status(err)
@@ -124,7 +126,7 @@ func (f *FS) stage(n *node, in *fuse.OpenIn, c txn.Caller, out *fuse.OpenOut) fu
 	}
 	m := f.nodes.ofStaged(w.Staged(), parent, name)
 	if m == n { // a reserved file became this version and goes on being written
-		defer f.nodes.unref(m)
+		defer f.nodes.put(m)
 		return f.openWriter(m, w, in.Flags, out)
 	}
 	f.redirects.put(f.thread(&in.InHeader), &redirect{n: n, m: m, w: w, flags: int(in.Flags), d: d, name: name})
@@ -214,6 +216,7 @@ func backingFlags(flags uint32) int {
 // Create implements fuse.RawFileSystem.
 func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	parent := f.nodes.get(in.NodeId)
+	defer f.nodes.put(parent)
 	if parent == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -253,7 +256,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 		switch f.mayOpen(m, in.Flags, c) {
 		case denied:
 			w.Abandon()
-			f.nodes.unref(m)
+			f.nodes.put(m)
 			return fuse.EACCES
 		case unclear:
 			// A repeated lookup finds it, and makes the kernel check.
@@ -261,7 +264,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 			return fuse.Status(unix.ESTALE)
 		}
 	}
-	defer f.nodes.unref(m)
+	defer f.nodes.put(m)
 	if s := f.answerStaged(m, &out.EntryOut); !s.Ok() {
 		w.Abandon()
 		return s
@@ -286,6 +289,7 @@ func (f *FS) createInPlace(parent *node, d *txn.Dir, name string, in *fuse.Creat
 		return status(err)
 	}
 	n := f.nodes.version(&e.Stat, parent, name)
+	defer f.nodes.put(n)
 	f.answerVersion(n, d, &e, &out.EntryOut)
 	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: fd, own: true}, &out.OpenOut)
 }
@@ -293,6 +297,7 @@ func (f *FS) createInPlace(parent *node, d *txn.Dir, name string, in *fuse.Creat
 // Tmpfile implements fuse.RawFileSystem. A file without a name is atomic by itself: linkat(2) publishes it.
 func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	parent := f.nodes.get(in.NodeId)
+	defer f.nodes.put(parent)
 	if parent == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -310,6 +315,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		return status(err)
 	}
 	n := f.nodes.version(&e.Stat, parent, "")
+	defer f.nodes.put(n)
 	f.answerVersion(n, d, &e, &out.EntryOut)
 	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: fd, own: true}, &out.OpenOut)
 }

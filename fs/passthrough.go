@@ -25,6 +25,9 @@ func (f *FS) passOn(n *node, fl *file, out *fuse.OpenOut) bool {
 		if n.plainOpen(fl) {
 			return false // mixing the two on one inode is refused by the kernel
 		}
+		if fl.st != nil && fl.st.WritesThrough() {
+			return false
+		}
 		id, err := f.register(fl, fl.cred)
 		if err != nil {
 			f.log.Warn("passthrough is not possible for a file; it goes through the daemon", "err", err)

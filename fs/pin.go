@@ -18,7 +18,7 @@ type pins struct {
 	sys      txn.Sys
 	mu       sync.Mutex
 	stale    map[thread]time.Time // GUARDED_BY(mu); threads that were told ESTALE, and when
-	held     map[*node]*pin       // GUARDED_BY(mu)
+	held     map[uint64]*pin      // GUARDED_BY(mu); by node.id
 	sweeping bool                 // GUARDED_BY(mu)
 }
 
@@ -73,12 +73,12 @@ func (p *pins) hold(n *node, fd int) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if old := p.held[n]; old != nil {
+	if old := p.held[n.id]; old != nil {
 		old.begun = time.Now()
 		p.sys.Close(fd)
 		return
 	}
-	p.held[n] = &pin{fd: fd, begun: time.Now()}
+	p.held[n.id] = &pin{fd: fd, begun: time.Now()}
 	p.schedule()
 }
 
@@ -89,7 +89,7 @@ func (p *pins) borrow(n *node) (fd int, release func()) {
 	if len(p.held) == 0 {
 		return -1, nil
 	}
-	h := p.held[n]
+	h := p.held[n.id]
 	if h == nil {
 		return -1, nil
 	}
@@ -110,10 +110,10 @@ func (p *pins) sweep() {
 			delete(p.stale, t)
 		}
 	}
-	for n, h := range p.held {
+	for id, h := range p.held {
 		if h.users == 0 && time.Since(h.begun) >= pinned {
 			p.sys.Close(h.fd)
-			delete(p.held, n)
+			delete(p.held, id)
 		}
 	}
 	p.sweeping = false
@@ -126,8 +126,8 @@ func (p *pins) sweep() {
 func (p *pins) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for n, h := range p.held {
+	for id, h := range p.held {
 		p.sys.Close(h.fd)
-		delete(p.held, n)
+		delete(p.held, id)
 	}
 }

@@ -81,13 +81,15 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 		if st != nil {
 			m := f.nodes.ofStaged(st, s.n, e.Name)
 			f.answerStaged(m, entry)
-			f.nodes.unref(m)
+			f.nodes.put(m)
 			return true
 		}
 		var t txn.Entry
 		if s.d.Stat(e.Name, &t.Stat) == nil {
 			t.Staged = s.d.HasStaged(e.Name)
-			f.answerVersion(f.nodes.version(&t.Stat, s.n, e.Name), s.d, &t, entry)
+			n := f.nodes.version(&t.Stat, s.n, e.Name)
+			f.answerVersion(n, s.d, &t, entry)
+			f.nodes.put(n)
 		}
 		return true
 	})

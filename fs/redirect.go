@@ -16,8 +16,8 @@ type thread struct{ tid, uid, gid uint32 }
 // from the same thread, which gets the node of the staged file instead, and the same call on that (F1). The writer keeps
 // the staged file from being published in between.
 type redirect struct {
-	n     *node // the version that was opened; nil for a reserved name
-	m     *node // the staged file
+	n     *node // the version that was opened, which the kernel may have forgotten; nil for a reserved name
+	m     *node // the staged file, in use by the redirect
 	w     *txn.Writer
 	flags int      // of the open
 	d     *txn.Dir // GUARDED_BY(redirects.mu)
@@ -28,6 +28,9 @@ type redirect struct {
 // A redirect without m and w is one of a version that is no more where it was found last: it may have another name (a hard
 // link), which only the lookup tells. The file is staged then.
 func (rd *redirect) lazy() bool { return rd.w == nil }
+
+// of reports whether it is an open of a version by this node.
+func (rd *redirect) of(n *node) bool { return rd.n != nil && rd.n.id == n.id }
 
 // redirects are those on their way: usually none, for some tens of microseconds one.
 type redirects struct {
@@ -116,7 +119,7 @@ func (r *redirects) drop(rd *redirect) {
 		return
 	}
 	rd.w.Abandon()
-	r.nodes.unref(rd.m)
+	r.nodes.put(rd.m)
 }
 
 // sweep drops redirects whose threads did not come back.

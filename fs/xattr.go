@@ -16,6 +16,7 @@ const ControlXattr = "user.untorn.control"
 // GetXAttr implements fuse.RawFileSystem.
 func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
@@ -53,6 +54,7 @@ func (f *FS) control(in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 // ListXAttr implements fuse.RawFileSystem. What only CAP_SYS_ADMIN may see the daemon sees; others do not get it listed.
 func (f *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
@@ -87,6 +89,7 @@ func (f *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint3
 // SetXAttr implements fuse.RawFileSystem.
 func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -96,7 +99,8 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 	}
 	return f.answer(&in.InHeader, f.withFd(n, func(fd int) error {
 		sys := f.o.Sys()
-		if err := sys.Setxattr(fd, attr, data, int(in.Flags)); err != nil {
+		err := f.asCaller(&in.InHeader, fd, ofOwner(attr), func() error { return sys.Setxattr(fd, attr, data, int(in.Flags)) })
+		if err != nil {
 			return err
 		}
 		if acl && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
@@ -113,11 +117,18 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 // RemoveXAttr implements fuse.RawFileSystem.
 func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, attr string) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	defer f.nodes.put(n)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
 	if n.staged != nil {
 		n.staged.MarkSet(false, false, true)
 	}
-	return f.answer(in, f.withFd(n, func(fd int) error { return f.o.Sys().Removexattr(fd, attr) }))
+	return f.answer(in, f.withFd(n, func(fd int) error {
+		return f.asCaller(in, fd, ofOwner(attr), func() error { return f.o.Sys().Removexattr(fd, attr) })
+	}))
 }
+
+// ofOwner reports whether an extended attribute is for the owner to change: an ACL. All others are for those who may
+// write, or need a capability.
+func ofOwner(attr string) bool { return strings.HasPrefix(attr, "system.") }

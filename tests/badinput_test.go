@@ -177,6 +177,8 @@ func TestBadCommands(t *testing.T) {
 		{"salvage purge BACKING --older-than soon", 2},
 		{"salvage purge BACKING", 2},
 		{"recover NONE", 3},
+		{"check NONE", 3},
+		{"check BACKING/f", 3},
 		{"recover BACKING/f", 3},
 		{"doctor NONE", 3},
 		{"rules NONE", 3},
@@ -194,7 +196,7 @@ func TestBadCommands(t *testing.T) {
 func TestHelp(t *testing.T) {
 	needUntorn(t)
 	flag := regexp.MustCompile(`(?m)^ +(-\w, +)?--[\w-]+(=\S+)?$`)
-	for _, verb := range []string{"", "mount", "umount", "doctor", "salvage list", "salvage show", "salvage restore", "salvage purge", "recover", "rules", "version"} {
+	for _, verb := range []string{"", "mount", "umount", "doctor", "salvage list", "salvage show", "salvage restore", "salvage purge", "recover", "check", "rules", "version"} {
 		stdout, stderr, code := untorn(t, append(strings.Fields(verb), "--help")...)
 		if code != 0 || !strings.Contains(stdout, "Usage") {
 			t.Errorf("untorn %s --help: exit code %d: %s%s", verb, code, stdout, stderr)

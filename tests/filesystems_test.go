@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -24,31 +25,6 @@ func doEveryday(t *testing.T, m *mount, at string) {
 	t.Helper()
 	t.Setenv("B", filepath.Join(m.Backing, at))
 	sh(t, m.path(at), stepPrelude+everyday)
-}
-
-// TestFilesystems: with reflinks and without, stacked, and in memory.
-func TestFilesystems(t *testing.T) {
-	for _, fstype := range []string{"ext4", "xfs", "btrfs"} {
-		t.Run(fstype, func(t *testing.T) {
-			eachPath(t, func(t *testing.T, flags []string) {
-				doEveryday(t, newMountOn(t, makeFS(t, fstype, 320<<20), flags...), ".")
-			})
-		})
-	}
-	t.Run("tmpfs", func(t *testing.T) {
-		eachPath(t, func(t *testing.T, flags []string) {
-			doEveryday(t, newMountOn(t, mountAt(t, tempDir(t), "-t", "tmpfs", "none"), flags...), ".")
-		})
-	})
-	t.Run("overlayfs", func(t *testing.T) {
-		eachPath(t, func(t *testing.T, flags []string) {
-			base := mountAt(t, tempDir(t), "-t", "tmpfs", "none") // an overlay takes no overlay for its upper layer
-			sh(t, base, "mkdir lower upper work merged; echo lower > lower/f; echo lower > lower/g")
-			o := "lowerdir=" + base + "/lower,upperdir=" + base + "/upper,workdir=" + base + "/work"
-			merged := mountAt(t, filepath.Join(base, "merged"), "-t", "overlay", "-o", o, "overlay")
-			doEveryday(t, newMountOn(t, merged, flags...), ".")
-		})
-	})
 }
 
 // mountAt mounts something on a directory until the test ends.
@@ -106,7 +82,50 @@ func TestNestedFilesystems(t *testing.T) {
 				if _, err := os.Stat(m.path("sub/.untorn")); !os.IsNotExist(err) {
 					t.Errorf("the nested .untorn is reachable: %v", err)
 				}
+				if native {
+					return
+				}
+				if out := mustUntorn(t, "salvage", "list", m.path("sub")); !strings.Contains(out, "sub/g") {
+					t.Errorf("salvage list in the mount: %s", out)
+				}
+				_, notice, _ := untorn(t, "salvage", "list", m.Dir)
+				if told := strings.Contains(notice, "sub has a salvage of its own"); told != (name != "btrfs subvolume") {
+					t.Errorf("salvage list tells: %s", notice)
+				}
 			})
 		})
 	}
+}
+
+// TestNestedComesAndGoes: a filesystem that is mounted into the backing of a live mount is seen there, and it can be
+// unmounted again when nobody uses it and the kernel has forgotten what it knew of it.
+func TestNestedComesAndGoes(t *testing.T) {
+	needUntorn(t)
+	needRoot(t)
+	eachPath(t, func(t *testing.T, flags []string) {
+		m := newMount(t, flags...)
+		sh(t, m.Dir, "mkdir sub; echo below > sub/below")
+		for range 2 {
+			sh(t, "/", "mount -t tmpfs none "+m.real("sub"))
+			eventually(t, "the new filesystem is seen", func() bool {
+				_, err := os.Stat(m.path("sub/below"))
+				return os.IsNotExist(err)
+			})
+			doEveryday(t, m, "sub")
+			if left := stagedFiles(m.real("sub")); len(left) > 0 {
+				t.Errorf("staged: %v", left)
+			}
+			// Memory pressure would do the same in its time.
+			eventually(t, "it can be unmounted", func() bool {
+				os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0)
+				_, err := trySh(t, "/", "umount "+m.real("sub"))
+				return err == nil
+			})
+			eventually(t, "what was below is seen again", func() bool {
+				b, err := os.ReadFile(m.path("sub/below"))
+				return err == nil && string(b) == "below\n"
+			})
+			sh(t, m.Dir, "echo more >> sub/below; echo below > sub/below")
+		}
+	})
 }

@@ -27,6 +27,7 @@ func makeFS(t testing.TB, fstype string, size int64, opts ...string) string {
 	f.Close()
 	mkfs := map[string][]string{
 		"ext4":  {"mkfs.ext4", "-q", "-F", "-m", "0"},
+		"ext2":  {"mkfs.ext2", "-q", "-F", "-m", "0"},
 		"xfs":   {"mkfs.xfs", "-q"},
 		"btrfs": {"mkfs.btrfs", "-q"},
 	}[fstype]

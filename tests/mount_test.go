@@ -205,7 +205,7 @@ func (m *mount) descriptors() []string {
 }
 
 // ofStage: .untorn, salvage, stage/INSTANCE, its list of origins, and the reserve of space, which is unlinked and small.
-var ofStage = regexp.MustCompile(`/\.untorn(/salvage|/stage/[0-9a-f]{16}(/origins|/1 \(deleted\))?)?$`)
+var ofStage = regexp.MustCompile(`/\.untorn(/salvage|/stage/[0-9a-f]{16}(/origins|/reserve \(deleted\))?)?$`)
 
 func (m *mount) isPathDirectory(proc, fd string) bool {
 	info, _ := os.ReadFile(proc + "/fdinfo/" + fd)
@@ -261,7 +261,32 @@ func (m *mount) Unmount(t testing.TB) {
 				t.Errorf("still staged after the unmount: %s", f)
 			}
 		}
+		m.check(t)
 	})
+}
+
+// check has untorn look for what is wrong in .untorn, as its owner. What a daemon left that the test has killed is
+// recovered first.
+func (m *mount) check(t testing.TB) {
+	t.Helper()
+	var st syscall.Stat_t
+	if syscall.Lstat(filepath.Join(m.Backing, ".untorn"), &st) != nil {
+		return
+	}
+	args := [][]string{{"check", m.Backing}}
+	if m.killed {
+		args = [][]string{{"recover", m.Backing}, {"check", m.Backing}}
+	}
+	for _, args := range args {
+		cmd := command(t, binary, args...)
+		cmd.Env = cleanEnv()
+		if int(st.Uid) != os.Getuid() {
+			asUser(int(st.Uid), cmd)
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("untorn %s: %v\n%s", args[0], err, out)
+		}
+	}
 }
 
 // awaitEnd waits for the daemon; one that hangs is taken down by force.

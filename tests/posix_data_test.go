@@ -270,14 +270,25 @@ func dataXattrs(b *bench) {
 	b.log("attributes:%s", describeXattrs("f"))
 }
 
-// dataACLs sets an access ACL (owner rw, one user r, group -, mask r, others -) and a
-// default ACL, and looks at what becomes of them.
-func dataACLs(b *bench) {
+// aclFor is an ACL that gives something to one user: owner rw, he and the mask perm, group -, others -.
+func aclFor(uid uint32, perm byte) []byte { return aclWith(2, uid, perm) }
+
+func aclForGroup(gid uint32, perm byte) []byte { return aclWith(8, gid, perm) }
+
+// aclWith is an ACL with one entry beyond the mode: an ACL_USER (2) comes before the group's, an ACL_GROUP (8) after it.
+func aclWith(tag byte, id uint32, perm byte) []byte {
 	entry := func(tag, perm byte, id uint32) string {
 		return string([]byte{tag, 0, perm, 0, byte(id), byte(id >> 8), byte(id >> 16), byte(id >> 24)})
 	}
 	const undefined = 0xffffffff
-	acl := []byte("\x02\x00\x00\x00" + entry(1, 6, undefined) + entry(2, 6, posixOther) + entry(4, 0, undefined) + entry(16, 6, undefined) + entry(32, 0, undefined))
+	named := [2]string{}
+	named[tag/8] = entry(tag, perm, id)
+	return []byte("\x02\x00\x00\x00" + entry(1, 6, undefined) + named[0] + entry(4, 0, undefined) + named[1] + entry(16, perm, undefined) + entry(32, 0, undefined))
+}
+
+// dataACLs sets an access ACL and a default ACL, and looks at what becomes of them.
+func dataACLs(b *bench) {
+	acl := aclFor(posixOther, 6)
 	b.file("f", b.me, 0o644, "content")
 	b.dir("d", b.me, 0o755)
 	b.result("set", unix.Setxattr("f", "system.posix_acl_access", acl, 0))

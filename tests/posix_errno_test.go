@@ -95,19 +95,25 @@ func runPosixTable(t *testing.T, dir string, uid int) map[string]string {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
-	results := map[string]string{}
-	last := ""
-	for line := range strings.Lines(stdout.String()) {
-		group, result, _ := strings.Cut(line, "\t")
-		results[group] += result
-		last = line
-	}
+	results, last := posixResults(stdout.String())
 	if err != nil {
 		t.Errorf("the table was not finished: %v\n%s\nlast result: %s", err, stderr.String(), last)
 	}
 	return results
 }
 
+// posixResults takes apart what the helper prints, by group.
+func posixResults(text string) (results map[string]string, last string) {
+	results = map[string]string{}
+	for line := range strings.Lines(text) {
+		group, result, _ := strings.Cut(line, "\t")
+		results[group] += result
+		last = line
+	}
+	return results, last
+}
+
+// posixHelper UID [PREFIX] runs the groups whose names begin like that.
 func posixHelper(args []string) {
 	uid, err := strconv.Atoi(args[0])
 	check(err)
@@ -116,6 +122,9 @@ func posixHelper(args []string) {
 	b := &bench{me: uid, out: bufio.NewWriter(os.Stdout)}
 	become(uid)
 	for _, g := range posixTable() {
+		if len(args) > 1 && !strings.HasPrefix(g.name, args[1]) {
+			continue
+		}
 		b.group = g.name
 		b.cell(func() { g.run(b) })
 		b.out.Flush()

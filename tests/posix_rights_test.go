@@ -13,8 +13,11 @@ import (
 func rightsGroups() []posixGroup {
 	return []posixGroup{
 		{"rights: access by mode", rightsByMode},
+		{"rights: access by ACL", rightsByACL},
 		{"rights: setuid bits after a change", rightsSetuid},
 		{"rights: chmod and chown", rightsChmodChown},
+		{"rights: attributes through one of two names", func(b *bench) { b.ofTwoNames(0o664) }},
+		{"rights: setuid bits through one of two names", func(b *bench) { b.ofTwoNames(0o6775) }},
 		{"rights: sticky directories", rightsSticky},
 		{"rights: utimensat", rightsUtimens},
 		{"times: changes of files", timesOfFiles},
@@ -60,6 +63,50 @@ func (b *bench) accessAll(name string) {
 	for access := range 3 {
 		b.result(fmt.Sprintf("open %s %d", name, access), tryOpen(name, access, 0))
 	}
+}
+
+// rightsByACL: what an entry for the user, or for a group of his, gives on somebody else's file and directory.
+func rightsByACL(b *bench) {
+	for _, perm := range []byte{0, 1, 2, 4, 6, 7} {
+		for _, mask := range []uint32{0o070, 0o040, 0o000} { // chmod of the group bits sets it
+			for i, acl := range [][]byte{aclFor(uint32(b.me), perm), aclForGroup(posixTeam, perm)} {
+				b.cell(func() {
+					b.with("%s, entry %o, mask %o", []string{"user", "team"}[i], perm, mask)
+					b.file("f", posixOther, 0o600, "content")
+					b.dir("d", posixOther, 0o700)
+					b.file("d/x", posixOther, 0o600, "x")
+					b.asRoot(func() {
+						for _, path := range []string{"f", "d", "d/x"} {
+							check(unix.Setxattr(path, "system.posix_acl_access", acl, 0))
+							check(unix.Chmod(path, 0o600|mask))
+						}
+					})
+					b.accessAll("f")
+					b.accessAll("d/x")
+					b.tryChanges("f")
+					b.result("create", tryOpen("d/new", unix.O_WRONLY|unix.O_CREAT, 0o600))
+					b.result("unlink", unix.Unlink("d/x"))
+					b.state()
+				})
+			}
+		}
+	}
+}
+
+// tryChanges tries what only the owner may do, or only who may write.
+func (b *bench) tryChanges(path string) {
+	now := unix.Timespec{Nsec: unix.UTIME_NOW}
+	b.result("chmod", unix.Chmod(path, 0o666))
+	b.result("chown", unix.Chown(path, b.me, -1))
+	b.result("chgrp", unix.Chown(path, -1, posixTeam))
+	b.result("utimens", unix.UtimesNanoAt(unix.AT_FDCWD, path, pastTimes[:2], 0))
+	b.result("utimens now", unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{now, now}, 0))
+	b.result("setxattr", unix.Setxattr(path, "user.x", []byte("x"), 0))
+	b.result("removexattr", unix.Removexattr(path, "user.x"))
+	b.result("set ACL", unix.Setxattr(path, "system.posix_acl_access", aclFor(uint32(b.me), 7), 0))
+	b.result("trusted", unix.Setxattr(path, "trusted.x", []byte("x"), 0))
+	b.result("truncate", unix.Truncate(path, 3))
+	b.result("link", unix.Link(path, "linked"))
 }
 
 func rightsSetuid(b *bench) {
@@ -142,6 +189,45 @@ func rightsChmodChown(b *bench) {
 				for _, to := range [][2]int{{-1, b.me}, {-1, posixTeam}, {-1, posixOther}, {b.me, -1}, {posixOther, -1}, {0, 0}} {
 					b.result(fmt.Sprintf("chown %d:%d", to[0], to[1]), unix.Chown("f", to[0], to[1]))
 					b.stat("f")
+				}
+			})
+		}
+	}
+}
+
+// ofTwoNames: attributes that are changed through a descriptor are those of all names.
+func (b *bench) ofTwoNames(mode uint32) {
+	changes := map[string]func(fd int) error{
+		"futimens":     futimens,
+		"futimens now": func(fd int) error { return unix.UtimesNanoAt(fd, "", nil, unix.AT_EMPTY_PATH) },
+		"futimens atime": func(fd int) error {
+			return unix.UtimesNanoAt(fd, "", []unix.Timespec{pastTimes[0], {Nsec: unix.UTIME_OMIT}}, unix.AT_EMPTY_PATH)
+		},
+		"fchmod":       func(fd int) error { return unix.Fchmod(fd, 0o4751) },
+		"fchown":       func(fd int) error { return unix.Fchown(fd, -1, posixTeam) },
+		"fsetxattr":    func(fd int) error { return unix.Fsetxattr(fd, "user.x", []byte("x"), 0) },
+		"fremovexattr": func(fd int) error { return unix.Fremovexattr(fd, "user.gone") },
+		"acl":          func(fd int) error { return unix.Fsetxattr(fd, "system.posix_acl_access", aclFor(posixOther, 4), 0) },
+		"same bytes":   func(fd int) error { _, err := unix.Pwrite(fd, []byte("content"), 0); return err },
+	}
+	for _, name := range sortedKeys(changes) {
+		for _, access := range []int{unix.O_RDONLY, unix.O_WRONLY, unix.O_RDWR} {
+			b.cell(func() {
+				b.with("%s, access %d", name, access)
+				b.file("f", b.me, mode, "content")
+				b.asRoot(func() {
+					check(unix.Setxattr("f", "user.gone", []byte("x"), 0))
+					check(unix.Link("f", "g"))
+					check(unix.UtimesNanoAt(unix.AT_FDCWD, "f", pastTimes[:2], 0))
+				})
+				b.times("g")
+				fd := b.open("f", access, 0)
+				b.result("change", changes[name](fd))
+				b.close(fd)
+				for _, path := range []string{"f", "g"} {
+					b.stat(path)
+					b.times(path)
+					b.log("xattrs of %s:%s", path, describeXattrs(path))
 				}
 			})
 		}

@@ -1,12 +1,9 @@
 package tests
 
 import (
-	"os"
-	"os/exec"
-	"path/filepath"
-	"regexp"
-	"strings"
 	"testing"
+
+	"untorn/tests/debsource"
 )
 
 // TestGit compares repositories by their content: the objects, what refers to them and
@@ -73,93 +70,12 @@ func TestBuild(t *testing.T) {
 	}})
 }
 
-// debianSource returns the upstream tarball of a Debian source package. It is fetched
-// once, by apt-get source, and kept in the user's cache directory.
+// debianSource returns the upstream tarball of a Debian source package.
 func debianSource(t *testing.T, name string) string {
 	t.Helper()
-	cache, err := os.UserCacheDir()
+	tarball, err := debsource.Tarball(name)
 	if err != nil {
-		cache = workDir
-	}
-	cache = filepath.Join(cache, "untorn-tests", name)
-	find := func() string {
-		found, _ := filepath.Glob(filepath.Join(cache, name+"_*.orig.tar.*"))
-		if len(found) == 0 {
-			return ""
-		}
-		return found[0]
-	}
-	if find() != "" {
-		return find()
-	}
-	if err := os.MkdirAll(filepath.Dir(cache), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// Fetched elsewhere, then renamed: an interrupted run leaves no half of it.
-	fetched := fetchSource(t, name)
-	if out, err := exec.Command("cp", "-rT", fetched, cache+".new").CombinedOutput(); err != nil {
-		t.Fatalf("keeping the source: %v\n%s", err, out)
-	}
-	if err := os.Rename(cache+".new", cache); err != nil {
-		t.Fatal(err)
-	}
-	return find()
-}
-
-// fetchSource runs apt-get source with package lists of its own: most machines have no
-// deb-src line, and the test must not change that.
-func fetchSource(t *testing.T, name string) string {
-	t.Helper()
-	dir := tempDir(t)
-	for _, sub := range []string{"sources", "lists/partial", "cache/archives/partial", "result"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	writeSourceLists(t, filepath.Join(dir, "sources"))
-	options := "-qq -o APT::Sandbox::User=root" +
-		" -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts=" + dir + "/sources" +
-		" -o Dir::State::lists=" + dir + "/lists -o Dir::Cache=" + dir + "/cache"
-	sh(t, filepath.Join(dir, "result"), "apt-get "+options+" update\n"+
-		"apt-get "+options+" source --download-only "+name+"\n")
-	return filepath.Join(dir, "result")
-}
-
-// writeSourceLists turns the machine's own Debian sources, in both formats, into
-// sources of source packages.
-func writeSourceLists(t *testing.T, to string) {
-	t.Helper()
-	lists, _ := filepath.Glob("/etc/apt/sources.list.d/*.list")
-	lists = append(lists, "/etc/apt/sources.list")
-	deb := regexp.MustCompile(`(?m)^deb(\s.*/debian.*)$`)
-	for _, file := range lists {
-		text, _ := os.ReadFile(file)
-		var out strings.Builder
-		for _, line := range deb.FindAllStringSubmatch(string(text), -1) {
-			out.WriteString("deb-src" + line[1] + "\n")
-		}
-		writeSourceList(t, filepath.Join(to, filepath.Base(file)), out.String())
-	}
-	files, _ := filepath.Glob("/etc/apt/sources.list.d/*.sources")
-	types := regexp.MustCompile(`(?m)^Types:.*$`)
-	for _, file := range files {
-		text, _ := os.ReadFile(file)
-		var out strings.Builder
-		for stanza := range strings.SplitSeq(string(text), "\n\n") {
-			if regexp.MustCompile(`(?m)^URIs:.*/debian`).MatchString(stanza) {
-				out.WriteString(types.ReplaceAllString(stanza, "Types: deb-src") + "\n\n")
-			}
-		}
-		writeSourceList(t, filepath.Join(to, filepath.Base(file)), out.String())
-	}
-}
-
-func writeSourceList(t *testing.T, file, text string) {
-	t.Helper()
-	if text == "" {
-		return
-	}
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	return tarball
 }

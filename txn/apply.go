@@ -13,7 +13,10 @@ func (p *Plan) Release() {
 	for _, fd := range p.held {
 		p.sys.Close(fd)
 	}
-	p.held = nil
+	for _, fd := range p.alone {
+		p.sys.Close(fd)
+	}
+	p.held, p.alone = nil, nil
 }
 
 // apply carries the plan out, and releases it. It may be interrupted after any step: another scan and apply then do what
@@ -49,6 +52,7 @@ type recovery struct {
 	salvage int // opened at first use
 	plan    *Plan
 	report  Report
+	newest  newest
 	stuck   map[string]bool // instances in which something had to stay
 }
 
@@ -62,6 +66,10 @@ func (r *recovery) do(a Action) error {
 		return r.adopt(a.Record.ID)
 	case Forget:
 		return r.forget(a.Record.ID)
+	case Mend:
+		return r.mend(a.Record)
+	case Finish:
+		return r.finish(a.Record)
 	}
 	// Discard and RemoveDir.
 	dir, name, done, err := r.locate(a)
@@ -155,7 +163,7 @@ func (r *recovery) drop(a Action, dir int, name string, now *unix.Statx_t) error
 
 // keep moves a temp to the salvage; under an id that a record has already, if it was interrupted there before.
 func (r *recovery) keep(dir int, name string, held int, rec Record) (Record, error) {
-	s := shelf{r.sys, r.salvage}
+	s := shelf{sys: r.sys, dir: r.salvage, newest: &r.newest}
 	if rec.ID != "" {
 		if err := renameNew(r.sys, dir, name, s.dir, rec.ID); err != unix.EEXIST {
 			return rec, err
@@ -220,7 +228,7 @@ func (r *recovery) adopt(id string) error {
 	if err := r.open(); err != nil {
 		return err
 	}
-	s := shelf{r.sys, r.salvage}
+	s := shelf{sys: r.sys, dir: r.salvage}
 	var st unix.Statx_t
 	if err := r.sys.Stat(s.dir, id, &st); err == unix.ENOENT {
 		return nil
@@ -251,6 +259,40 @@ func (r *recovery) forget(id string) error {
 		return err
 	}
 	if err := r.sys.Unlink(r.salvage, id+recordSuffix); err != unix.ENOENT {
+		return err
+	}
+	return nil
+}
+
+// mend replaces a damaged record, with what is left of it and what its bytes say.
+func (r *recovery) mend(rec Record) error {
+	if err := r.open(); err != nil {
+		return err
+	}
+	var st unix.Statx_t
+	if err := r.sys.Stat(r.salvage, rec.ID, &st); err == unix.ENOENT {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	rec.describe(&st)
+	s := shelf{sys: r.sys, dir: r.salvage}
+	if err := s.rewrite(rec); !full(err) {
+		return err
+	}
+	r.report.Problems = append(r.report.Problems, fmt.Sprintf("salvage entry %s has a damaged record, and there is no space for another", rec.ID))
+	return nil
+}
+
+// finish does what a restore would have done next: see Salvage.exchange.
+func (r *recovery) finish(rec Record) error {
+	if err := r.open(); err != nil {
+		return err
+	}
+	if err := renameNew(r.sys, r.salvage, rec.Swap, r.salvage, rec.ID); err != nil && err != unix.ENOENT {
+		return err
+	}
+	if err := r.sys.Unlink(r.salvage, rec.Swap+recordSuffix); err != unix.ENOENT {
 		return err
 	}
 	return nil

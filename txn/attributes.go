@@ -1,12 +1,77 @@
 package txn
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
+
+// adopt takes over attributes that the version got since it was staged, by chmod or chown of the path: they belong to
+// the path, and it keeps them. What a writer set himself stays, unless the file was given to somebody else meanwhile: a
+// former owner has no say in what it looks like. ErrOwner: somebody else's file was put there.
+func (st *Staged) adopt() error {
+	st.mu.Lock()
+	if len(st.places) == 0 || st.over != (Ident{}) {
+		st.mu.Unlock()
+		return nil
+	}
+	at, keep, last := st.places[0], st.set, cmp.Or(st.adopted, st.base)
+	st.mu.Unlock()
+	sys := st.o.sys
+	var now unix.Statx_t
+	err := sys.Stat(at.dir.fd, at.name, &now)
+	if err == unix.ENOENT || (err == nil && (IdentOf(&now) == last.id && bare(now.Ctime) == last.ctime || !IsRegular(&now))) {
+		return nil // gone, or as it was, or nothing that a file can be renamed to
+	}
+	if err == nil {
+		err = st.adoptFrom(at, keep)
+	}
+	if err != nil {
+		return fmt.Errorf("keeping the attributes of the version: %w", err)
+	}
+	return nil
+}
+
+func (st *Staged) adoptFrom(at place, keep attrs) error {
+	sys := st.o.sys
+	fd, err := sys.Open(at.dir.fd, at.name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(fd)
+	var now, own unix.Statx_t
+	if err := sys.Stat(fd, "", &now); err != nil {
+		return err
+	}
+	if err := sys.Stat(st.fd, "", &own); err != nil {
+		return err
+	}
+	st.mu.Lock()
+	base := st.base
+	st.adopted = versionOf(&now)
+	st.mu.Unlock()
+	if IdentOf(&now) != base.id {
+		if now.Uid != own.Uid && st.cred.Uid != 0 {
+			// The writer had a right to the file that was there, but none to replace this one.
+			return ErrOwner
+		}
+		if st.kind == New || now.Uid != own.Uid || now.Gid != own.Gid {
+			return nil
+		}
+	} else if now.Uid != base.owner.Uid {
+		keep = 0
+	}
+	if err := copyAttributes(sys, fd, st.fd, keep); err != nil {
+		return err
+	}
+	if st.cred.Uid != 0 && keep&setMode == 0 {
+		return DropPrivilege(sys, st.fd, st.cred) // it was written to
+	}
+	return nil
+}
 
 // copyAttributes gives dst the owner, mode, xattrs and ACLs of src, except those in keep. src may be O_PATH. ErrOwner:
 // there is no right to set the owner; dst must then not replace src.

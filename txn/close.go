@@ -45,6 +45,13 @@ func (w *Writer) Flush(c Caller) error {
 	}
 	poison := st.poison
 	st.mu.Unlock()
+	if have == none && end.Signal() == 0 && poison == nil {
+		if done, err := st.adjust(); err != nil {
+			st.Poison(err)
+		} else if done {
+			return nil // it counts as untouched now, and is left to RELEASE
+		}
+	}
 	if have == none && (st.Modified() || st.mine(c, end)) && st.retire(joins) {
 		return st.finish(end)
 	}

@@ -22,6 +22,8 @@ type Dir struct {
 	key  storeKey
 	refs int // GUARDED_BY(o.mu)
 
+	syncs sharedSync
+
 	projectOnce sync.Once
 	project     bool // set by projectOnce
 
@@ -55,6 +57,7 @@ func (o *Overlay) dirAt(at int, name string) (*Dir, error) {
 	}
 	d := &Dir{o: o, fd: fd, id: id, key: storeKey{dev: id.Dev, mount: st.Mnt_id}, refs: 1, slots: map[string][]*Staged{}}
 	o.dirs[id] = d
+	o.known[d.key]++
 	return d, nil
 }
 
@@ -92,12 +95,20 @@ func (d *Dir) Release() {
 	d.o.mu.Lock()
 	d.refs--
 	last := d.refs == 0
+	gone := false
 	if last {
 		delete(d.o.dirs, d.id)
+		d.o.known[d.key]--
+		if gone = d.o.known[d.key] == 0; gone {
+			delete(d.o.known, d.key)
+		}
 	}
 	d.o.mu.Unlock()
 	if last {
 		d.o.sys.Close(d.fd)
+	}
+	if gone {
+		d.o.letGo(d.key)
 	}
 }
 

@@ -33,7 +33,8 @@
 //
 // Dir.mu (several: by Dir.id, see lockDirs) → Staged.mu → Overlay.mu. Store.keepMu and noting come after Dir.mu and are
 // never held while one of the others is taken. No lock is held while a process is looked at in /proc (but for the rename
-// of reserved names), while bytes are copied, or during fsync. Nothing here calls the kernel's FUSE side.
+// of reserved names), while bytes are copied, or during fsync. Overlay.mu is not held during any I/O: a filesystem below
+// the backing that hangs must not keep those waiting who use another. Nothing here calls the kernel's FUSE side.
 //
 // # When is a close the last
 //

@@ -26,18 +26,22 @@ func IsRegular(st *unix.Statx_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFR
 // can set.
 type version struct {
 	id           Ident
-	ctime, mtime unix.StatxTimestamp
+	ctime, mtime timestamp
 	size, blocks uint64
+	owner        Cred
+	mode         uint32
 }
 
 func versionOf(st *unix.Statx_t) version {
-	return version{IdentOf(st), bare(st.Ctime), bare(st.Mtime), st.Size, st.Blocks}
+	return version{
+		IdentOf(st), bare(st.Ctime), bare(st.Mtime), st.Size, st.Blocks, Cred{st.Uid, st.Gid}, uint32(st.Mode) & 0o7777,
+	}
 }
 
-// bare drops the padding of a timestamp, so that versions compare with ==.
-func bare(t unix.StatxTimestamp) unix.StatxTimestamp {
-	return unix.StatxTimestamp{Sec: t.Sec, Nsec: t.Nsec}
-}
+// timestamp is one without padding, so that it compares with ==.
+type timestamp = unix.StatxTimestamp
+
+func bare(t unix.StatxTimestamp) timestamp { return timestamp{Sec: t.Sec, Nsec: t.Nsec} }
 
 func timespec(t unix.StatxTimestamp) unix.Timespec {
 	return unix.Timespec{Sec: t.Sec, Nsec: int64(t.Nsec)}

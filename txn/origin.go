@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -22,8 +22,9 @@ const (
 	maxCommand = 4 << 10
 	// compactEvery is the growth after which the list is rewritten without what has come to its end.
 	compactEvery = 4 << 20
-	// settled is the age after which an origin must have its temp: it is written just before the temp gets its name.
-	settled = time.Minute
+	// unsettled is how many of the newest temps keep their origins whether their names are there or not: they may be on
+	// their way. It is counted in temps, because a clock that is set in between must not take paths away.
+	unsettled = 1024
 )
 
 // Origin is where a staged file belongs and who writes it. The list of them, stage/INSTANCE/origins, is for the recovery
@@ -113,10 +114,6 @@ func (o *Origin) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// noting guards Store.origins. It keeps appends (readers) apart from the rewriting of a list (the writer). It is one for all Stores: an append
-// takes microseconds, and the kernel serialises the appends to one file anyway.
-var noting sync.RWMutex
-
 // note appends an origin to the list. A later one for the same temp replaces the earlier: the path was renamed, or the
 // command line found out. When it fails, the list still tells what it told before; all that is lost is the path of this
 // temp, should the daemon crash.
@@ -124,46 +121,50 @@ func (s *Store) note(o Origin) error {
 	if len(o.Command) > maxCommand {
 		o.Command = o.Command[:maxCommand]
 	}
-	size, err := s.append(o)
+	full, err := s.append(o)
 	if err != nil {
 		return fmt.Errorf("noting the origin of temp %s: %w", o.Temp, err)
 	}
-	if size > compactEvery {
+	if full {
 		s.compact()
 	}
 	return nil
 }
 
-// append writes one line with one write(2), and returns the size of the list if it is time to rewrite it, else 0.
-func (s *Store) append(o Origin) (int64, error) {
+// append writes one line with one write(2). full: it is time to rewrite the list.
+func (s *Store) append(o Origin) (full bool, err error) {
 	text, err := json.Marshal(o)
 	if err != nil {
-		return 0, err
+		return false, err
 	}
 	// The newline comes first: a line that was torn by a full disk then ends where the next one begins.
 	line := append([]byte{'\n'}, text...)
 
-	noting.RLock()
-	defer noting.RUnlock()
+	s.noting.RLock()
+	defer s.noting.RUnlock()
 	// On an O_APPEND descriptor pwrite(2) appends, whatever the offset (BUGS there).
 	n, err := s.o.sys.Pwrite(s.origins, line, 0)
 	if err == nil && n < len(line) {
 		err = unix.ENOSPC
 	}
 	if err != nil {
-		return 0, err
+		return false, err
 	}
+	return s.overgrown(), nil
+}
+
+// overgrown reports whether the list is due to be rewritten.
+//
+// LOCKS_REQUIRED(s.noting)
+func (s *Store) overgrown() bool {
 	end, err := s.o.sys.Seek(s.origins, 0, unix.SEEK_END)
-	if err != nil || end/compactEvery == (end-int64(n))/compactEvery {
-		return 0, nil
-	}
-	return end, nil
+	return err == nil && end > s.kept+compactEvery
 }
 
 // syncOrigins makes the list durable: what is in it survives a power cut, once the directory is synced as well.
 func (s *Store) syncOrigins() error {
-	noting.RLock() // or s.origins may be exchanged meanwhile
-	defer noting.RUnlock()
+	s.noting.RLock() // or s.origins may be exchanged meanwhile
+	defer s.noting.RUnlock()
 	return s.o.sys.Fsync(s.origins)
 }
 
@@ -171,27 +172,28 @@ func (s *Store) syncOrigins() error {
 // fails the old list stays.
 func (s *Store) compact() {
 	sys := s.o.sys
-	noting.Lock()
-	defer noting.Unlock()
-	known, err := readOrigins(sys, s.fd)
+	s.noting.Lock()
+	defer s.noting.Unlock()
+	if !s.overgrown() {
+		return // somebody was faster
+	}
+	// Also when it fails: the next try comes when it has grown by as much again.
+	defer func() { s.kept, _ = sys.Seek(s.origins, 0, unix.SEEK_END) }()
+	present, err := namesOf(sys, s.fd)
 	if err != nil {
 		return
 	}
-	present, err := names(sys, s.fd)
+	newest := s.counter.Load()
+	known, err := readOrigins(sys, s.fd, func(temp string) bool {
+		number, _, _ := strings.Cut(temp, ".")
+		n, err := strconv.ParseUint(number, 36, 64)
+		return present.has(temp) || err == nil && n+unsettled > newest
+	})
 	if err != nil {
 		return
-	}
-	exists := make(map[string]bool, len(present))
-	for _, name := range present {
-		exists[name] = true
 	}
 	var list bytes.Buffer
-	for temp, o := range known {
-		// A temp in a directory of helpers is kept on the strength of that directory.
-		top, _, _ := strings.Cut(temp, "/")
-		if age := time.Since(o.Time); !exists[top] && age.Abs() > settled {
-			continue
-		}
+	for _, o := range known {
 		text, err := json.Marshal(o)
 		if err != nil {
 			return
@@ -214,21 +216,37 @@ func (s *Store) compact() {
 	s.origins = fd
 }
 
-// readOrigins reads the list of origins in an instance of the stage, by temp. A missing list is an empty one; lines that
-// are torn, too long or garbage are passed over. On an error the origins that could be read are returned with it.
-// ErrPlanted: the list is no regular file, and was not opened.
-func readOrigins(sys Sys, dir int) (map[string]Origin, error) {
-	list := map[string]Origin{}
-	text, err := readEnd(sys, dir, originsName, maxOrigins)
-	for len(text) > 0 {
-		var line []byte
-		line, text, _ = bytes.Cut(text, []byte{'\n'})
-		var o Origin
-		if len(line) == 0 || len(line) > maxLine || json.Unmarshal(line, &o) != nil || o.Temp == "" {
-			continue
-		}
-		list[o.Temp] = o
+// present are the names in an instance of the stage.
+type present map[string]bool
+
+func namesOf(sys Sys, dir int) (present, error) {
+	all, err := names(sys, dir)
+	p := make(present, len(all))
+	for _, name := range all {
+		p[name] = true
 	}
+	return p, err
+}
+
+// has reports whether a temp may be there: by its name, or in a directory of helpers.
+func (p present) has(temp string) bool {
+	top, _, _ := strings.Cut(temp, "/")
+	return p[top] || p[top+helperSuffix]
+}
+
+// readOrigins reads the list of origins in an instance of the stage, by temp; only those that are wanted, so that what
+// it takes is bounded by the temps that exist. A missing list is an empty one. Lines that are torn, too long or garbage
+// are passed over, and cost no other line: a power cut can leave zeroes for any part of it, at the end above all, and
+// zeroes end a line as a newline does. On an error the origins that could be read are returned with it. ErrPlanted: the
+// list is no regular file, and was not opened.
+func readOrigins(sys Sys, dir int, wanted func(temp string) bool) (map[string]Origin, error) {
+	list := map[string]Origin{}
+	err := eachLine(sys, dir, func(line []byte) {
+		var o Origin
+		if json.Unmarshal(line, &o) == nil && o.Temp != "" && wanted(o.Temp) {
+			list[o.Temp] = o
+		}
+	})
 	if errors.Is(err, unix.ENOENT) {
 		return list, nil
 	}
@@ -236,6 +254,46 @@ func readOrigins(sys Sys, dir int) (map[string]Origin, error) {
 		return list, fmt.Errorf("reading the list of origins: %w", err)
 	}
 	return list, nil
+}
+
+// eachLine goes through the last maxOrigins bytes of a list of origins. A line longer than maxLine comes in parts, which
+// are no JSON. The line is valid during the call.
+func eachLine(sys Sys, dir int, do func(line []byte)) error {
+	fd, err := openRegular(sys, dir, originsName, nil)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(fd)
+	end, err := sys.Seek(fd, 0, unix.SEEK_END)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 0, maxLine)
+	for off := max(0, end-maxOrigins); ; {
+		n, err := sys.Pread(fd, buf[len(buf):cap(buf)], off)
+		if err != nil {
+			return err
+		}
+		off += int64(n)
+		text := buf[:len(buf)+n]
+		for {
+			text = bytes.TrimLeft(text, "\n\x00")
+			i := bytes.IndexAny(text, "\n\x00")
+			if i < 0 {
+				break
+			}
+			do(text[:i])
+			text = text[i+1:]
+		}
+		if len(text) == cap(buf) || n == 0 && len(text) > 0 {
+			do(text)
+			text = nil
+		}
+		if n == 0 {
+			return nil
+		}
+		buf = append(buf[:0], text...)
+	}
 }
 
 // readEnd reads a regular file of ours, of one longer than limit the end. What was read before an error is returned with

@@ -49,11 +49,13 @@ type Overlay struct {
 
 	mu      sync.Mutex
 	dirs    map[Ident]*Dir      // GUARDED_BY(mu)
+	known   map[storeKey]int    // GUARDED_BY(mu); how many of dirs lie on a filesystem
 	stores  map[storeKey]*Store // GUARDED_BY(mu)
 	staged  map[*Staged]bool    // GUARDED_BY(mu); every staged file that has not come to its end
 	watched []watched           // GUARDED_BY(mu); published files whose RELEASE has yet to come, oldest first
 	// describing: describe will run. GUARDED_BY(mu)
 	describing bool
+	guarding   bool // guard will run. GUARDED_BY(mu)
 
 	pending sync.WaitGroup // publishes that wait for a mapping to go away
 	closing chan struct{}  // closed by Close
@@ -79,6 +81,7 @@ func Open(ctx context.Context, fd int, opt Options) (*Overlay, error) {
 	o := &Overlay{
 		sys: opt.Sys, opt: opt, log: opt.Log, newest: newest,
 		dirs:    map[Ident]*Dir{},
+		known:   map[storeKey]int{},
 		stores:  map[storeKey]*Store{},
 		staged:  map[*Staged]bool{},
 		closing: make(chan struct{}),
@@ -144,6 +147,7 @@ func (o *Overlay) Close() error {
 	o.mu.Unlock()
 	var first error
 	for _, s := range stores {
+		<-s.ready
 		if err := s.close(); err != nil && first == nil {
 			first = err
 		}
@@ -205,6 +209,10 @@ func (o *Overlay) enlist(st *Staged) {
 		o.describing = true
 		time.AfterFunc(describeAfter, o.describe)
 	}
+	if !o.guarding {
+		o.guarding = true
+		time.AfterFunc(guardEvery, o.guard)
+	}
 }
 
 // describeAfter is how long a file must have been staged for its writer's command line to be noted. Most are published
@@ -240,6 +248,7 @@ func (o *Overlay) delist(st *Staged) {
 	o.mu.Lock()
 	delete(o.staged, st)
 	o.mu.Unlock()
+	o.letGo(st.store.key)
 }
 
 // Caller is who makes a request: a thread, and the ids it has there. Tid is 0 for a thread in another pid namespace.

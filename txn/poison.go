@@ -2,6 +2,7 @@ package txn
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -9,14 +10,19 @@ import (
 	"untorn/txn/proc"
 )
 
-// Poisonous reports whether a failed write must keep the file from being published: programs often ignore these.
+// poisonous are the errors by which bytes are lost through no fault of the program: no space, and a disk, a network or a
+// server behind the backing that fails. Programs often ignore them. The others (EBADF, EINVAL, EOPNOTSUPP ...) say that
+// what was asked cannot be had, and cost nothing.
+var poisonous = []unix.Errno{
+	unix.ENOSPC, unix.EDQUOT, unix.EFBIG, unix.EIO, unix.EROFS, unix.ENOMEM, unix.ENOBUFS, // the filesystem
+	unix.EUCLEAN, unix.EBADMSG, unix.EREMOTEIO, unix.ENODEV, // it, or its disk, is broken
+	unix.ESTALE, unix.ETIMEDOUT, unix.ESHUTDOWN, unix.ENOTCONN, unix.ECONNABORTED, // who serves it is gone
+}
+
+// Poisonous reports whether a failed write must keep the file from being published.
 func Poisonous(err error) bool {
-	for _, bad := range []error{unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EFBIG} {
-		if errors.Is(err, bad) {
-			return true
-		}
-	}
-	return false
+	var errno unix.Errno
+	return errors.As(err, &errno) && slices.Contains(poisonous, errno)
 }
 
 // lowSpace is how little room makes it worth asking whether a write may have failed for lack of it.
@@ -106,3 +112,14 @@ func hasQuota(mount uint64) bool {
 	}
 	return false
 }
+
+// WritesThrough reports whether the errors of writes on the filesystem of d are told by write(2) alone, as FUSE does
+// (Documentation/filesystems/fuse/fuse-io.rst, write-through mode): a later fsync(2) then succeeds although bytes are
+// missing. With passthrough nobody would see them.
+func (o *Overlay) WritesThrough(d *Dir) bool {
+	var fs unix.Statfs_t
+	return o.sys.Statfs(d.fd, &fs) == nil && fs.Type == unix.FUSE_SUPER_MAGIC
+}
+
+// WritesThrough is that of the filesystem that the file is staged on.
+func (st *Staged) WritesThrough() bool { return st.store.writesThrough }

@@ -31,13 +31,18 @@ func (st *Staged) finish(end proc.End) error {
 	case poison != nil:
 		return st.giveUp(poison)
 	}
+	if done, err := st.adjust(); err != nil {
+		return st.giveUp(err)
+	} else if done {
+		return st.drop()
+	}
 	return st.publish()
 }
 
 // publish is the commit of one file.
 func (st *Staged) publish() error {
 	if err := st.adopt(); err != nil {
-		return st.giveUp(fmt.Errorf("keeping the attributes of the version: %w", err))
+		return st.giveUp(err)
 	}
 	if err := st.harden(); err != nil {
 		return st.giveUp(fmt.Errorf("fsync of the file: %w", err))
@@ -50,55 +55,11 @@ func (st *Staged) publish() error {
 	if err != nil {
 		return st.giveUp(fmt.Errorf("putting it in place: %w", err))
 	}
-	err = st.hardenDirs(dirs)
+	if err = st.hardenDirs(dirs); err == nil {
+		st.store.keepUnkept()
+	}
 	st.end(err)
 	return err
-}
-
-// adopt takes over attributes that the version got since it was staged, by chmod or chown of the path: they belong to
-// the path, and it keeps them. What a writer set himself stays.
-func (st *Staged) adopt() error {
-	st.mu.Lock()
-	if st.kind == New || len(st.places) == 0 {
-		st.mu.Unlock()
-		return nil
-	}
-	at, keep := st.places[0], st.set
-	st.mu.Unlock()
-	sys := st.o.sys
-	var now, own unix.Statx_t
-	err := sys.Stat(at.dir.fd, at.name, &now)
-	if err == unix.ENOENT || (err == nil && IdentOf(&now) == st.base.id && bare(now.Ctime) == st.base.ctime) {
-		return nil // gone, or as it was
-	}
-	if err != nil {
-		return err
-	}
-	fd, err := sys.Open(at.dir.fd, at.name, unix.O_PATH|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	defer sys.Close(fd)
-	if err := sys.Stat(fd, "", &now); err != nil {
-		return err
-	}
-	if err := sys.Stat(st.fd, "", &own); err != nil {
-		return err
-	}
-	if !IsRegular(&now) {
-		return nil // rename will find out
-	}
-	if IdentOf(&now) != st.base.id && (now.Uid != own.Uid || now.Gid != own.Gid) {
-		// Somebody else's file was put there. The writer had no right to it, and must not get its owner.
-		return nil
-	}
-	if err := copyAttributes(sys, fd, st.fd, keep); err != nil {
-		return err
-	}
-	if st.cred.Uid != 0 && keep&setMode == 0 {
-		return DropPrivilege(sys, st.fd, st.cred) // it was written to
-	}
-	return nil
 }
 
 // harden makes the bytes durable, unless nothing is promised. It is not repeated when it fails.
@@ -123,6 +84,10 @@ func (st *Staged) expose(to State) ([]*Dir, error) {
 		return nil, errGone
 	}
 	if err := st.checkOver(places[0]); err != nil {
+		return nil, err
+	}
+	// Once more: fsync takes its time. The journal of the filesystem has what changes now no later than the rename.
+	if err := st.adopt(); err != nil {
 		return nil, err
 	}
 	for i, p := range places[1:] {
@@ -200,16 +165,6 @@ func (st *Staged) hardenDirs(dirs []*Dir) error {
 	return nil
 }
 
-// sync is fsync of the directory.
-func (d *Dir) sync() error {
-	fd, err := d.o.sys.Reopen(d.fd, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer d.o.sys.Close(fd)
-	return d.o.sys.Fsync(fd)
-}
-
 func releaseAll(dirs []*Dir) {
 	for _, d := range dirs {
 		d.Release()
@@ -233,12 +188,14 @@ func (st *Staged) giveUp(why error) error {
 	id, err := st.store.keep(st.temp, rec)
 	st.leave(Salvaged)
 	if err != nil {
-		// It stays in the stage, where the next recovery finds it.
+		// It stays in the stage.
+		st.store.unkept.add(st.temp, rec)
 		st.o.log.Error("not published, and not salvaged either: it stays in the stage", "path", rec.Path,
 			"pid", rec.Pid, "reason", why, "err", err)
 	} else {
 		st.o.log.Warn("not published; its bytes are in the salvage", "path", rec.Path, "pid", rec.Pid,
 			"command", rec.Command, "bytes", s.Size, "reason", why, "id", id)
+		st.store.keepUnkept()
 	}
 	st.end(why)
 	return why

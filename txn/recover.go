@@ -35,6 +35,10 @@ const (
 	Adopt
 	// Forget removes a record that has no bytes.
 	Forget
+	// Mend writes a damaged record anew, with what can be known.
+	Mend
+	// Finish gives a file that a restore has replaced its own id, which an interruption kept it from.
+	Finish
 )
 
 // Action is one step of a recovery.
@@ -42,7 +46,7 @@ type Action struct {
 	Step     Step
 	Instance string // of the stage; empty for what lies elsewhere
 	Name     string // below the instance, else below .untorn
-	Record   Record // Keep: what will be known of the entry; Adopt, Forget: its id
+	Record   Record // Keep, Mend, Finish: what will be known of the entry; Adopt, Forget: its id
 	Why      string
 
 	clean *Clean // Drop: how the temp looks; nil where it is a second name of what is kept
@@ -54,7 +58,7 @@ func (a Action) String() string {
 		where = strings.TrimSuffix(Hidden+"/"+stageName+"/"+a.Instance+"/"+a.Name, "/")
 	}
 	verb := [...]string{"salvage", "drop", "discard", "remove directory", "remove instance", "make a record for",
-		"forget"}[a.Step]
+		"forget", "mend the record of", "finish the restore of"}[a.Step]
 	switch {
 	case a.Step == Keep && a.Record.Path == "":
 		return fmt.Sprintf("%s %s, %d bytes of an unknown path: %s", verb, where, a.Record.Size, a.Why)
@@ -70,8 +74,9 @@ type Plan struct {
 	// Problems are what was found and is left alone, for people to look at.
 	Problems []string
 
-	sys  Sys
-	held map[string]int // locked instances of the stage
+	sys   Sys
+	held  map[string]int // locked instances of the stage
+	alone []int          // locked directories, in which nobody writes outside of an instance
 }
 
 // Report is what a recovery has done.
@@ -92,6 +97,9 @@ func Recover(sys Sys, dir int) (Report, error) {
 		return Report{}, err
 	}
 	defer sys.Close(base)
+	if err := checkFormat(sys, base, true); err != nil {
+		return Report{}, err
+	}
 	plan, err := scan(sys, base)
 	if err != nil {
 		return Report{}, err
@@ -119,9 +127,10 @@ func (p *Plan) scan(base int) error {
 	if err != nil {
 		return err
 	}
-	s := salvaged{shelf: shelf{p.sys, salvage}}
+	s := salvaged{shelf: shelf{sys: p.sys, dir: salvage}}
 	if salvage >= 0 {
 		defer p.sys.Close(salvage)
+		s.alone = p.takeAlone(salvage)
 		if err := s.load(); err != nil {
 			return err
 		}
@@ -137,8 +146,7 @@ func (p *Plan) scan(base int) error {
 			return err
 		}
 	}
-	p.scanSalvage(&s, live)
-	return nil
+	return p.scanSalvage(&s, live)
 }
 
 // scanStrays finds what an interrupted writeFile left in .untorn itself.
@@ -147,25 +155,46 @@ func (p *Plan) scanStrays(base int) error {
 	if err != nil {
 		return fmt.Errorf("listing %s: %w", Hidden, err)
 	}
+	alone := p.takeAlone(base)
 	for _, name := range all {
-		if strings.Contains(name, tempMark) {
+		if alone && strings.Contains(name, tempMark) {
 			p.stray(base, "", name)
 		}
 	}
 	return nil
 }
 
-// stray plans the removal of a temp of writeFile, if it is so old that nobody can be at it any more.
+// stray plans the removal of a temp of writeFile, at which nobody is.
 func (p *Plan) stray(dir int, prefix, name string) {
 	var st unix.Statx_t
-	if p.sys.Stat(dir, name, &st) == nil && IsRegular(&st) && isStray(&st) {
+	if p.sys.Stat(dir, name, &st) == nil && IsRegular(&st) {
 		p.add(Action{Step: Discard, Name: prefix + name, Why: "it was never finished"})
 	}
 }
 
-// isStray tells what is left over from what is being written right now; a clock that was set back makes it no newer.
-func isStray(st *unix.Statx_t) bool {
-	return time.Since(time.Unix(st.Mtime.Sec, int64(st.Mtime.Nsec))).Abs() > stray
+// takeAlone locks a directory against all who write in it outside of an instance of the stage (see writing), until the
+// plan is released. False: somebody is at it right now, or the filesystem has no locks; then what is unfinished there is
+// left for the next recovery. The clock would be no help: it may have been set in between.
+func (p *Plan) takeAlone(dir int) bool {
+	fd, err := p.sys.Open(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return false
+	}
+	if p.sys.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) != nil {
+		p.sys.Close(fd)
+		return false
+	}
+	p.alone = append(p.alone, fd)
+	return true
+}
+
+// writing marks a directory, .untorn or the salvage, as being written in outside of an instance of the stage, whose lock
+// would tell; a recovery then leaves alone what is unfinished there. It waits for a recovery that is under way.
+func writing(sys Sys, dir int) (done func()) {
+	if sys.Flock(dir, unix.LOCK_SH) != nil {
+		return func() {} // no locks here, and no recovery thinks itself alone
+	}
+	return func() { sys.Flock(dir, unix.LOCK_UN) }
 }
 
 func (p *Plan) add(a Action) { p.Actions = append(p.Actions, a) }
@@ -178,6 +207,7 @@ func (p *Plan) problem(format string, args ...any) {
 type salvaged struct {
 	shelf
 	listing
+	alone  bool              // nobody else writes in it
 	begun  map[string]Record // records without bytes, by the temp that was to become their bytes
 	inodes map[Ident]bool    // of the entries
 }
@@ -235,7 +265,7 @@ func (p *Plan) scanStage(stage int, s *salvaged) (live map[string]bool, err erro
 		if fd < 0 {
 			continue // its daemon removed it meanwhile
 		}
-		switch err := p.sys.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err {
+		switch err := seize(p.sys, fd); err {
 		case nil:
 			p.held[name] = fd
 			if err := p.scanInstance(name, fd, s); err != nil {
@@ -252,9 +282,27 @@ func (p *Plan) scanStage(stage int, s *salvaged) (live map[string]bool, err erro
 	return live, nil
 }
 
+// seize locks the instance of a dead daemon. unix.EWOULDBLOCK: the daemon lives, or somebody else recovers it. Who just
+// looks whether it lives (see Check) holds a shared lock for an instant, and is waited for.
+func seize(sys Sys, fd int) error {
+	err := sys.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	for range 100 {
+		if err != unix.EWOULDBLOCK || sys.Flock(fd, unix.LOCK_SH|unix.LOCK_NB) != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+		err = sys.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	}
+	return err
+}
+
 // scanInstance plans what becomes of a dead daemon's temps.
 func (p *Plan) scanInstance(instance string, fd int, s *salvaged) error {
-	origins, err := readOrigins(p.sys, fd)
+	there, err := namesOf(p.sys, fd)
+	if err != nil {
+		return fmt.Errorf("listing instance %s of the stage: %w", instance, err)
+	}
+	origins, err := readOrigins(p.sys, fd, there.has)
 	if passing(err) {
 		return err
 	}
@@ -347,13 +395,11 @@ func (d *deadInstance) temp(name string, st *unix.Statx_t) {
 	d.add(a)
 }
 
-// origin finds the origin of a temp; for one in a directory of helpers it may be that of either.
+// origin finds the origin of a temp; for one in a directory of helpers it may be that of the directory.
 func (d *deadInstance) origin(name string) (Origin, bool) {
 	o, known := d.origins[name]
-	if helper, base, ok := strings.Cut(name, "/"); ok && !known {
-		if o, known = d.origins[strings.TrimSuffix(helper, helperSuffix)]; !known {
-			o, known = d.origins[base]
-		}
+	if helper, _, ok := strings.Cut(name, "/"); ok && !known {
+		o, known = d.origins[strings.TrimSuffix(helper, helperSuffix)]
 	}
 	return o, known
 }
@@ -363,10 +409,13 @@ func nothing(o Origin, known bool, st *unix.Statx_t) bool {
 	return st.Size == 0 || known && o.Clean != nil && *o.Clean == *cleanOf(st)
 }
 
-// scanSalvage plans the tidying of the salvage itself.
-func (p *Plan) scanSalvage(s *salvaged, live map[string]bool) {
+// scanSalvage plans the tidying of the salvage itself. What needs it to be ours alone waits for a recovery that is.
+func (p *Plan) scanSalvage(s *salvaged, live map[string]bool) error {
 	for _, name := range s.strange {
 		p.problem("%s/%s/%s is left alone: untorn did not put it there", Hidden, salvageName, name)
+	}
+	if !s.alone {
+		return nil
 	}
 	for _, name := range s.temps {
 		p.stray(s.dir, salvageName+"/", name)
@@ -381,20 +430,44 @@ func (p *Plan) scanSalvage(s *salvaged, live map[string]bool) {
 		}
 	}
 	for _, id := range s.bare {
-		if !planned[id] && s.abandoned(id, live) {
-			p.add(Action{Step: Forget, Name: salvageName + "/" + id + recordSuffix, Record: Record{ID: id},
-				Why: "it is a record without bytes"})
+		if !planned[id] {
+			p.scanBare(s, id, live)
 		}
+	}
+	return p.scanRecords(s)
+}
+
+// scanBare decides about a record without bytes. It is forgotten if nobody will bring them any more, because the daemon
+// that was to is dead; unless they are there, under the id of an entry that a restore put in their place.
+func (p *Plan) scanBare(s *salvaged, id string, live map[string]bool) {
+	rec, err := s.read(id)
+	instance, _, _ := strings.Cut(rec.Temp, "/")
+	switch {
+	case passing(err) || live[instance]:
+	case s.swapped(rec):
+		p.add(Action{Step: Finish, Name: salvageName + "/" + rec.Swap, Record: rec, Why: "it was interrupted"})
+	default:
+		p.add(Action{Step: Forget, Name: salvageName + "/" + id + recordSuffix, Record: Record{ID: id},
+			Why: "it is a record without bytes"})
 	}
 }
 
-// abandoned reports whether nobody will bring the bytes of a record any more: the daemon that was to is dead, or, of a
-// record by somebody else, time has passed.
-func (s *salvaged) abandoned(id string, live map[string]bool) bool {
-	rec, _ := s.read(id)
-	if instance, _, ok := strings.Cut(rec.Temp, "/"); ok {
-		return !live[instance]
+// swapped reports whether a restore was interrupted after it had exchanged two files, and before the one that it replaced
+// got the id of rec.
+func (s *salvaged) swapped(rec Record) bool {
+	return slices.ContainsFunc(s.entries, func(k kept) bool { return k.id == rec.Swap && k.inode.Ino == rec.Ino })
+}
+
+// scanRecords finds the records that are damaged.
+func (p *Plan) scanRecords(s *salvaged) error {
+	for _, k := range s.entries {
+		rec, err := s.read(k.id)
+		if passing(err) {
+			return err
+		}
+		if errors.Is(err, errDamaged) {
+			p.add(Action{Step: Mend, Name: salvageName + "/" + k.id, Record: rec, Why: "it is damaged"})
+		}
 	}
-	var st unix.Statx_t
-	return s.sys.Stat(s.dir, id+recordSuffix, &st) == nil && isStray(&st)
+	return nil
 }

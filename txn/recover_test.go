@@ -12,19 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// age makes every file below dir look an hour old, so that what is unfinished in it counts as forgotten.
-func age(t *testing.T, dir string) {
-	t.Helper()
-	then := time.Now().Add(-time.Hour)
-	all, err := os.ReadDir(dir)
-	must(t, err)
-	for _, e := range all {
-		if e.Type().IsRegular() {
-			must(t, os.Chtimes(filepath.Join(dir, e.Name()), then, then))
-		}
-	}
-}
-
 // ruin makes a backing with everything in it that a recovery knows, and returns it with the daemon dead.
 func ruin(t *testing.T) *shop {
 	t.Helper()
@@ -72,9 +59,10 @@ func ruin(t *testing.T) *shop {
 	must(t, os.Remove(filepath.Join(salvage, foreign)))
 	write(t, filepath.Join(salvage, foreign+recordSuffix), `{"path": "x"}`)
 	write(t, filepath.Join(salvage, foreign+".json.tmp-12"), "half")
+	torn := s.keepNew("15", "torn", Record{Path: "fifteen", Reason: "killed"})
+	text := read(t, filepath.Join(salvage, torn+recordSuffix))
+	write(t, filepath.Join(salvage, torn+recordSuffix), text[:strings.Index(text, "time")]+strings.Repeat("\x00", 99))
 	write(t, filepath.Join(s.path, Hidden, "format.tmp-12"), "half")
-	age(t, salvage)
-	age(t, filepath.Join(s.path, Hidden))
 	s.crash()
 	return s
 }
@@ -107,15 +95,17 @@ has both names: "thirteen", 0:
 in a helper: "six", 0: the daemon died while it was being written
 kept before: "nine", 0: killed
 nobody knows: "", 0: the daemon died while it was being written
+torn: "fifteen", 0: record damaged
 two names: "eight", 0: the daemon died while it was being written
 without a record: "", 0: its record was lost
 written: "d/one", 7: the daemon died while it was being written
 /.untorn
+/.untorn/clock
 /.untorn/format
 /.untorn/journal
 /.untorn/salvage
 /.untorn/stage
-18 files in the salvage`
+20 files in the salvage`
 
 func TestRecover(t *testing.T) {
 	s := ruin(t)
@@ -157,8 +147,6 @@ func TestRecoverInterrupted(t *testing.T) {
 			if err == nil && n < 100 {
 				t.Errorf("after %d calls: no error", n)
 			}
-			// What was written a moment ago becomes old enough to be swept.
-			age(t, filepath.Join(s.path, Hidden, salvageName))
 			if _, err := Recover(&brokenSys{}, s.dir); err != nil {
 				t.Fatal(err)
 			}
@@ -180,7 +168,6 @@ func TestRecoverFaults(t *testing.T) {
 			if !sys.broken {
 				break
 			}
-			age(t, filepath.Join(s.path, Hidden, salvageName))
 			if _, err := Recover(&brokenSys{}, s.dir); err != nil {
 				t.Fatal(err)
 			}
@@ -239,24 +226,13 @@ func (f *faultSys) Stat(dir int, name string, st *unix.Statx_t) error {
 
 func TestScanChangesNothing(t *testing.T) {
 	s := ruin(t)
-	look := func() string {
-		var lines []string
-		filepath.Walk(s.path, func(path string, info os.FileInfo, err error) error {
-			must(t, err)
-			var st unix.Stat_t
-			must(t, unix.Lstat(path, &st))
-			lines = append(lines, fmt.Sprint(path, st.Ino, st.Mode, st.Size, st.Nlink, st.Mtim, st.Ctim))
-			return nil
-		})
-		return strings.Join(lines, "\n")
-	}
-	before := look()
+	before := tree(t, s.path)
 	base, err := openBase(Linux{}, s.dir, false)
 	must(t, err)
 	defer unix.Close(base)
 	plan, err := scan(Linux{}, base)
 	must(t, err)
-	equal(t, "tree", look(), before)
+	equal(t, "tree", tree(t, s.path), before)
 	for _, a := range plan.Actions {
 		if text := a.String(); text == "" || strings.Contains(text, "!") {
 			t.Errorf("an action prints as %q", text)
@@ -290,6 +266,9 @@ func TestLiveInstancesAreLeftAlone(t *testing.T) {
 	must(t, os.Rename(filepath.Join(salvage, id), filepath.Join(s.path, Hidden, stageName, s.instance, "3")))
 	write(t, filepath.Join(salvage, id+".json.tmp-1"), "being written")
 	write(t, filepath.Join(s.path, Hidden, "format.tmp-1"), "being written")
+	for _, dir := range []int{s.salvaged().fd, s.base} {
+		defer writing(Linux{}, dir)()
+	}
 	before := s.state()
 	report, err := Recover(Linux{}, s.dir)
 	must(t, err)

@@ -13,6 +13,9 @@ type reserve struct {
 	fd int // GUARDED_BY(mu); 0 when there is none
 }
 
+// reserveName is the name that it has for an instant. No temp has it: theirs are numbers in base 36 of fewer digits.
+const reserveName = "reserve"
+
 // reserveSize is enough for some records and the directory blocks that they may need.
 const reserveSize = 64 << 10
 
@@ -23,12 +26,12 @@ func (r *reserve) fill(s *Store) {
 	if r.fd != 0 {
 		return
 	}
-	sys, name := s.o.sys, s.next()
-	fd, err := sys.Open(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	sys := s.o.sys
+	fd, err := sys.Open(s.fd, reserveName, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return
 	}
-	sys.Unlink(s.fd, name)
+	sys.Unlink(s.fd, reserveName)
 	if err := sys.Fallocate(fd, 0, 0, reserveSize); err != nil {
 		sys.Close(fd)
 		return

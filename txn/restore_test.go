@@ -125,13 +125,12 @@ func TestRestoreInterrupted(t *testing.T) {
 		s := newShop(t)
 		target := filepath.Join(s.path, "f")
 		write(t, target, "current")
-		id := s.keepNew("1", "kept", Record{Path: "f"})
+		id := s.keepNew("1", "kept", Record{Path: "f", Reason: "killed"})
 		s.crash()
 		v := s.salvaged()
 		sys := &brokenSys{left: n, fail: unix.EIO}
 		v.sys = sys
 		err := v.Restore(id, "", true)
-		age(t, filepath.Join(s.path, Hidden, salvageName))
 		if _, err := Recover(&brokenSys{}, s.dir); err != nil {
 			t.Fatal(err)
 		}
@@ -139,6 +138,11 @@ func TestRestoreInterrupted(t *testing.T) {
 		slices.Sort(all)
 		if fmt.Sprint(all) != "[current kept]" {
 			t.Fatalf("after %d calls: %q, error %v", n, all, err)
+		}
+		// And the record is that of the bytes.
+		want := map[string]string{"kept": "replaced by restore", "current": "killed"}[read(t, target)]
+		if rec := s.records()[0]; rec.Reason != want || rec.Path != "f" || rec.Size != int64(len(s.contents()[0])) {
+			t.Errorf("after %d calls, with %q in place: %+v", n, read(t, target), rec)
 		}
 		left, _ := os.ReadDir(filepath.Join(s.path, Hidden, salvageName))
 		equal(t, fmt.Sprintf("files in the salvage after %d calls", n), len(left), 2)

@@ -3,6 +3,7 @@ package txn
 import (
 	"errors"
 	"fmt"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -36,6 +37,8 @@ func (l Limits) filled() Limits {
 const (
 	lowShare = 20
 	lowBytes = 256 << 20
+	// lowInodes is what a handful of programs need at once.
+	lowInodes = 16
 )
 
 // excess tells the entries that may stay from those beyond the limits, both oldest first. A file that is alone larger
@@ -92,16 +95,23 @@ func (s shelf) giveUp(list []kept, why string, warn warn) (freed int64) {
 	return freed
 }
 
-// makeRoom gives up the oldest entries until enough space should be free; the last spare entries stay. Filesystems that
-// free space later than unlink(2) returns (btrfs, xfs) are taken by their word, or all would be given up at once.
+// starved reports whether the filesystem has hardly an inode left. (Those that make inodes as needed tell 0 in all.)
+func (s shelf) starved() bool {
+	var st unix.Statfs_t
+	return s.sys.Statfs(s.dir, &st) == nil && st.Files > 0 && st.Ffree < lowInodes
+}
+
+// makeRoom gives up the oldest entries until enough space and inodes should be free; the last spare entries stay.
+// Filesystems that free space later than unlink(2) returns (btrfs, xfs) are taken by their word, or all would be given up
+// at once.
 func (s shelf) makeRoom(list []kept, spare int, warn warn) (freed int64) {
 	missing, err := s.missing()
 	if err != nil {
 		warn("bounding the salvage", "error", err)
 		return 0
 	}
-	for len(list) > spare && missing > freed {
-		freed += s.giveUp(list[:1], "the filesystem is nearly full", warn)
+	for len(list) > spare && (missing > freed || s.starved()) {
+		freed += max(1, s.giveUp(list[:1], "the filesystem is nearly full", warn))
 		list = list[1:]
 	}
 	return freed
@@ -131,7 +141,7 @@ func (s *Store) keep(temp string, rec Record) (id string, err error) {
 	return rec.ID, nil
 }
 
-func (s *Store) shelf() shelf { return shelf{s.o.sys, s.salvage} }
+func (s *Store) shelf() shelf { return shelf{s.o.sys, s.salvage, &s.newest} }
 
 // sweep gives up what is beyond the limits, and while the filesystem is nearly full the oldest entries, except for the
 // youngest: it may be what filled the disk, and whoever just lost a file to a full disk wants that one. What cannot be
@@ -139,12 +149,19 @@ func (s *Store) shelf() shelf { return shelf{s.o.sys, s.salvage} }
 func (s *Store) sweep(limits Limits) {
 	s.keepMu.Lock()
 	defer s.keepMu.Unlock()
+	if s.salvage < 0 {
+		return // closed meanwhile
+	}
 	l, err := s.shelf().list()
 	if err != nil {
 		s.o.log.Warn("bounding the salvage", "error", err)
 		return
 	}
-	stay, gone := limits.excess(l.entries, time.Now())
+	now := time.Now()
+	if limits = limits.filled(); !s.mayAge(l.entries, now, limits.Age) {
+		limits.Age = math.MaxInt64
+	}
+	stay, gone := limits.excess(l.entries, now)
 	s.shelf().giveUp(gone, "the salvage is full", s.o.log.Warn)
 	s.shelf().makeRoom(stay, 1, s.o.log.Warn)
 }
@@ -168,6 +185,8 @@ type Salvage struct {
 	sys  Sys
 	root int // the backing
 	fd   int // .untorn/salvage, or -1
+
+	newest newest
 }
 
 // OpenSalvage opens the salvage of the backing behind dir, which stays the caller's and must stay open. A backing without
@@ -195,8 +214,8 @@ func openExisting(sys Sys, dir int) (int, error) {
 		return -1, nil
 	}
 	base, err := openBase(sys, dir, false)
-	if errors.Is(err, unix.ENOENT) {
-		return -1, fmt.Errorf("%w: the format file of %s is missing; a mount writes it", ErrFormat, Hidden)
+	if errors.Is(err, unix.ENOENT) { // it was removed just now
+		return -1, nil
 	}
 	return base, err
 }
@@ -209,7 +228,7 @@ func (s *Salvage) Close() error {
 	return s.sys.Close(s.fd)
 }
 
-func (s *Salvage) shelf() shelf { return shelf{s.sys, s.fd} }
+func (s *Salvage) shelf() shelf { return shelf{s.sys, s.fd, &s.newest} }
 
 // List returns the records of all entries, oldest first. Of one whose record is missing or damaged it tells what is known
 // without: its path is empty and its reason "record damaged".
@@ -351,9 +370,15 @@ func (s *Salvage) Restore(id string, to string, force bool) error {
 	if err != nil {
 		return fmt.Errorf("restoring %s to %q: %w", rec.ID, to, err)
 	}
-	s.sys.Unlink(s.fd, rec.ID+recordSuffix) // a record without bytes is no entry; recovery removes it
-	if err := s.sys.Fsync(parent); err != nil {
-		return fmt.Errorf("%q is restored, but may not survive a power cut: fsync of its directory: %w", to, err)
+	s.sys.Unlink(s.fd, rec.ID+recordSuffix)     // a record without bytes is no entry; recovery removes it
+	if rerr := s.sys.Fsync(s.fd); rerr != nil { // of what was replaced first
+		err = rerr
+	}
+	if rerr := s.sys.Fsync(parent); rerr != nil {
+		err = rerr
+	}
+	if err != nil {
+		return fmt.Errorf("%q is restored, but may not survive a power cut: fsync of a directory: %w", to, err)
 	}
 	return nil
 }
@@ -390,8 +415,8 @@ func openParent(sys Sys, root int, dir string) (int, error) {
 }
 
 // exchange puts an entry in the place of a regular file, and the file into the salvage as an entry of its own. The bytes
-// of both have a name at every moment. A crash between the two renames leaves the replaced file under the id, and so
-// with the record, of the restored one.
+// of both have a name at every moment. Between the two renames the replaced file is under the id of the restored one; its
+// own record tells which inode it is, so that a recovery can finish that.
 func (s *Salvage) exchange(rec Record, parent int, to string) error {
 	name := path.Base(to)
 	var st unix.Statx_t
@@ -399,24 +424,19 @@ func (s *Salvage) exchange(rec Record, parent int, to string) error {
 		return err
 	}
 	if !IsRegular(&st) {
-		return fmt.Errorf("what is there is not a regular file, and is not replaced: %w", unix.EEXIST)
+		return errIrregular
 	}
-	old := Record{Path: to, Reason: "replaced by restore"}
+	old := Record{Path: to, Reason: "replaced by restore", Swap: rec.ID, Ino: st.Ino}
 	old.describe(&st)
+	done := writing(s.sys, s.fd)
+	defer done()
 	old, err := s.shelf().claim(s.fd, old)
 	if err != nil {
 		return err
 	}
 	err = s.sys.Rename(s.fd, rec.ID, parent, name, unix.RENAME_EXCHANGE)
 	if err == nil {
-		// Only now is it certain what was replaced.
-		if err = s.sys.Stat(s.fd, rec.ID, &st); err == nil && !IsRegular(&st) {
-			err = fmt.Errorf("what is there is not a regular file, and is not replaced: %w", unix.EEXIST)
-		}
-		if err == nil {
-			err = renameNew(s.sys, s.fd, rec.ID, s.fd, old.ID)
-		}
-		if err != nil {
+		if err = s.shelve(rec, old, st.Ino); err != nil {
 			s.sys.Rename(s.fd, rec.ID, parent, name, unix.RENAME_EXCHANGE)
 		}
 	} else if err == unix.EINVAL || err == unix.ENOSYS || err == unix.EOPNOTSUPP {
@@ -433,3 +453,26 @@ func (s *Salvage) exchange(rec Record, parent int, to string) error {
 	}
 	return err
 }
+
+// shelve gives what came in exchange for rec an id of its own. Only now is it certain what that is: somebody may have
+// published another version meanwhile, and then the record must say so before the bytes come to it.
+func (s *Salvage) shelve(rec, old Record, ino uint64) error {
+	var st unix.Statx_t
+	if err := s.sys.Stat(s.fd, rec.ID, &st); err != nil {
+		return err
+	}
+	if !IsRegular(&st) {
+		return errIrregular
+	}
+	if st.Ino != ino {
+		old.Ino = st.Ino
+		old.describe(&st)
+		if err := s.shelf().rewrite(old); err != nil {
+			return err
+		}
+	}
+	return renameNew(s.sys, s.fd, rec.ID, s.fd, old.ID)
+}
+
+// errIrregular: restoring does not replace what is no file.
+var errIrregular = fmt.Errorf("what is there is not a regular file, and is not replaced: %w", unix.EEXIST)

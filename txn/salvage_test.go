@@ -292,7 +292,7 @@ func TestOpenSalvageOfWhatIsNotOurs(t *testing.T) {
 		"symlink":        {func(p string) error { return os.Symlink("/tmp", p) }, ErrPlanted},
 		"file":           {func(p string) error { return os.WriteFile(p, nil, 0o600) }, ErrPlanted},
 		"open to others": {func(p string) error { os.Mkdir(p, 0o700); return os.Chmod(p, 0o777) }, ErrPlanted},
-		"no format":      {func(p string) error { return os.Mkdir(p, 0o700) }, ErrFormat},
+		"no format":      {func(p string) error { return os.Mkdir(p, 0o700) }, nil},
 		"newer format": {func(p string) error {
 			os.Mkdir(p, 0o700)
 			return os.WriteFile(p+"/format", []byte("untorn 999\n"), 0o600)

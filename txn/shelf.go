@@ -1,12 +1,14 @@
 package txn
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,8 +23,6 @@ const (
 	idLayout = "20060102-150405"
 	// ticks is how many ids a second has.
 	ticks = 1 << 16
-	// stray is the age after which a file that is replaced or removed within milliseconds must have been forgotten.
-	stray = time.Minute
 )
 
 // Record tells about one kept file: the JSON beside it, and the objects that `salvage list --json` prints. For scripts:
@@ -42,6 +42,10 @@ type Record struct {
 	// Temp is the name that it was staged under, INSTANCE/TEMP. By it a recovery that was interrupted knows the entries
 	// that it has begun.
 	Temp string `json:"temp,omitempty"`
+	// Swap and Ino are in the record of a file that a restore replaces: the entry that it exchanges it for, under whose id
+	// it is for a moment, and its inode number. By them an interrupted restore can be finished.
+	Swap string `json:"swap,omitempty"`
+	Ino  uint64 `json:"ino,omitempty"`
 }
 
 // octal is Record.Mode in JSON.
@@ -117,8 +121,29 @@ func idTime(id string) (time.Time, bool) {
 // process can do, and removed bytes first, which all may try. Bytes without a record are therefore always an accident;
 // a record without bytes may also be an entry in the making.
 type shelf struct {
-	sys Sys
-	dir int
+	sys    Sys
+	dir    int
+	newest *newest // where new entries are made
+}
+
+// newest is the time of the youngest id, in nanoseconds since the epoch. The next one is younger, whatever the clock says:
+// the salvage is given up in the order of ids, and a clock that was set back must not put the last first.
+type newest struct{ atomic.Int64 }
+
+func (n *newest) see(id string) {
+	if t, ok := idTime(id); ok && t.Year() < 2200 { // what somebody planted may have any name
+		for old := n.Load(); t.UnixNano() > old && !n.CompareAndSwap(old, t.UnixNano()); old = n.Load() {
+		}
+	}
+}
+
+// next is the time for a new id, at the time now.
+func (n *newest) next(now time.Time) time.Time {
+	const tick = time.Second/ticks + 2 // an id is rounded down, and so is its time
+	if t := time.Unix(0, n.Load()).Add(tick); t.After(now) {
+		return t
+	}
+	return now
 }
 
 // kept is one entry as the directory shows it.
@@ -172,6 +197,9 @@ func (s shelf) list() (listing, error) {
 		}
 	}
 	slices.SortFunc(l.entries, func(a, b kept) int { return strings.Compare(a.id, b.id) })
+	if s.newest != nil && len(l.entries) > 0 {
+		s.newest.see(l.entries[len(l.entries)-1].id)
+	}
 	for _, k := range l.entries {
 		if !records[k.id] {
 			l.lost = append(l.lost, k.id)
@@ -186,8 +214,11 @@ func (s shelf) list() (listing, error) {
 	return l, nil
 }
 
-// read returns the record of an id, and an error if there is none or it is damaged; then the id, the time and the reason
-// "record damaged" are all that the record says.
+// errDamaged: a record is there, and is not what was written.
+var errDamaged = errors.New("the record is damaged")
+
+// read returns the record of an id, and an error if there is none or it is damaged. Then the id, the time, and the reason
+// "record damaged" are certain, and the rest is what its lines still say. errDamaged.
 func (s shelf) read(id string) (Record, error) {
 	at, _ := idTime(id)
 	unknown := Record{ID: id, Time: at, Reason: "record damaged"}
@@ -195,32 +226,62 @@ func (s shelf) read(id string) (Record, error) {
 	if err != nil {
 		return unknown, fmt.Errorf("reading the record of %s: %w", id, err)
 	}
-	var rec Record
+	rec := unknown
 	if err := json.Unmarshal(text, &rec); err != nil {
-		return unknown, fmt.Errorf("reading the record of %s: %w", id, err)
+		rec = unknown
+		json.Unmarshal(legible(text), &rec) // as far as it goes
+		rec.ID, rec.Reason = id, unknown.Reason
+		if rec.Time.IsZero() {
+			rec.Time = at
+		}
+		return rec, fmt.Errorf("reading the record of %s: %w: %w", id, errDamaged, err)
 	}
 	rec.ID = id
+	if rec.Time.IsZero() {
+		rec.Time = at
+	}
 	return rec, nil
 }
 
+// legible makes an object of the lines of a torn record that are whole: it has one for each field.
+func legible(text []byte) []byte {
+	whole := []byte("{")
+	for line := range bytes.Lines(text) {
+		field, ended := bytes.CutSuffix(line, []byte{'\n'})
+		field = bytes.TrimSuffix(field, []byte{','})
+		if ended && bytes.HasPrefix(field, []byte("  \"")) && json.Valid(slices.Concat([]byte{'{'}, field, []byte{'}'})) {
+			if len(whole) > 1 {
+				whole = append(whole, ',')
+			}
+			whole = append(whole, field...)
+		}
+	}
+	return append(whole, '}')
+}
+
 // claim gives a record an id and writes it, so that nobody else has the id. The record is prepared in the directory at:
-// an instance of the stage, whose recovery then removes what an interruption leaves. The bytes are to be moved in next.
+// an instance of the stage, whose recovery then removes what an interruption leaves, or one that is marked (writing). The
+// bytes are to be moved in next.
 func (s shelf) claim(at int, rec Record) (Record, error) {
-	t := time.Now()
+	return s.reserve(rec, func(rec Record) error { return s.write(at, rec) })
+}
+
+// reserve finds an id that is free and that take can have.
+func (s shelf) reserve(rec Record, take func(Record) error) (Record, error) {
 	if rec.Time.IsZero() {
-		rec.Time = t
+		rec.Time = time.Now()
 	}
 	rec.Time = rec.Time.UTC()
 	for range 1000 {
-		rec.ID = idAt(t)
-		t = t.Add(time.Second/ticks + 1)
+		rec.ID = idAt(s.newest.next(time.Now()))
+		s.newest.see(rec.ID)
 		var st unix.Statx_t
 		err := s.sys.Stat(s.dir, rec.ID, &st)
 		if err == nil {
 			continue
 		}
 		if err == unix.ENOENT {
-			err = s.write(at, rec)
+			err = take(rec)
 		}
 		if errors.Is(err, unix.EEXIST) {
 			continue
@@ -246,6 +307,15 @@ func (s shelf) write(at int, rec Record) error {
 		return fmt.Errorf("writing the record of %s: %w", rec.ID, err)
 	}
 	return nil
+}
+
+// rewrite replaces a record.
+func (s shelf) rewrite(rec Record) error {
+	text, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return fmt.Errorf("writing the record of %s: %w", rec.ID, err)
+	}
+	return writeFile(s.sys, s.dir, rec.ID+recordSuffix, append(text, '\n'))
 }
 
 // put moves a file into the salvage: first the record, then the bytes, so that the bytes are never without. The file is
@@ -284,20 +354,31 @@ func (s shelf) remove(id string) (bool, error) {
 }
 
 // renameNew is a rename that replaces nothing: unix.EEXIST. Filesystems that cannot do it in one step get a second name,
-// then lose the first; an interruption between the two leaves both.
+// then lose the first; an interruption between the two leaves both. Those that have no hard links either (FAT behind FUSE)
+// have the name taken by an empty file, which is then replaced: it is seen for an instant, and after an interruption.
 func renameNew(sys Sys, odir int, oname string, dir int, name string) error {
 	err := sys.Rename(odir, oname, dir, name, unix.RENAME_NOREPLACE)
 	if err != unix.EINVAL && err != unix.ENOSYS && err != unix.EOPNOTSUPP {
 		return err
 	}
-	if err := sys.Link(odir, oname, dir, name); err != nil {
+	if err = sys.Link(odir, oname, dir, name); err == nil {
+		if err = sys.Unlink(odir, oname); err != nil {
+			sys.Unlink(dir, name)
+		}
 		return err
 	}
-	if err := sys.Unlink(odir, oname); err != nil {
+	if !cannotLink(err) {
+		return err
+	}
+	fd, err := sys.Open(dir, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	sys.Close(fd)
+	if err = sys.Rename(odir, oname, dir, name, 0); err != nil {
 		sys.Unlink(dir, name)
-		return err
 	}
-	return nil
+	return err
 }
 
 // existing opens a directory of ours below dir, without making it: -1 and no error if it is missing. ErrPlanted.

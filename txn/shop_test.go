@@ -154,12 +154,16 @@ func newShop(t *testing.T) *shop {
 // open starts a daemon's Store on the backing.
 func (s *shop) open() {
 	s.t.Helper()
+	s.sys.fail = nil
 	o := &Overlay{sys: s.sys, log: slog.New(slog.NewTextHandler(&s.log, nil))}
 	base, err := openBase(s.sys, s.dir, true)
 	must(s.t, err)
 	s.Store = &Store{o: o, base: base, fd: -1, salvage: -1, origins: -1}
 	must(s.t, s.Store.open())
 }
+
+// quiet is an Overlay that has a log.
+func quiet(sys Sys) *Overlay { return &Overlay{sys: sys, log: slog.New(slog.DiscardHandler)} }
 
 // crash ends the daemon without any goodbye.
 func (s *shop) crash() {

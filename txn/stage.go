@@ -71,6 +71,7 @@ func (d *Dir) openReserved(name string, flags int, c Caller) (*Writer, error) {
 		return nil, ErrStale
 	}
 	like := list[0]
+	<-like.ready // it may have come after those that were looked at
 	fd, err := like.Hold()
 	if err != nil {
 		return nil, ErrStale

@@ -44,6 +44,9 @@ type Staged struct {
 	pids    []uint32      // GUARDED_BY(mu); the processes that opened it, the first is the one in reports
 	cred    Cred          // who opened it first
 	clean   version       // GUARDED_BY(mu); how the temp looked before the first write
+	read    timestamp     // GUARDED_BY(mu); its access time then
+	adopted version       // GUARDED_BY(mu); the version whose attributes it took over last; zero: it still has those of base
+	moved   bool          // GUARDED_BY(mu); the version was given attributes, see adjust
 	forced  bool          // GUARDED_BY(mu); publish although it looks clean: truncated by a later open
 	earlier []uint64      // GUARDED_BY(mu); inode numbers that it showed before
 	set     attrs         // GUARDED_BY(mu); attributes that a writer set himself

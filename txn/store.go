@@ -22,6 +22,7 @@ const (
 	stageName   = "stage"
 	journalName = "journal"
 	salvageName = "salvage"
+	clockName   = "clock"
 	originsName = "origins"
 )
 
@@ -34,60 +35,112 @@ type storeKey struct{ dev, mount uint64 }
 type Store struct {
 	o        *Overlay
 	key      storeKey
-	baseID   Ident
+	ready    chan struct{} // closed when it is open, or err says why not; what follows is constant then
+	err      error
+	baseID   Ident // GUARDED_BY(o.mu) until then
 	instance string
 	base     int // .untorn
 	fd       int // stage/INSTANCE, held with flock(2) for as long as we live
 	salvage  int
 	origins  int
 
-	counter   atomic.Uint64
-	made      bool        // .untorn did not exist before
-	quota     bool        // writes may fail although the filesystem has room
-	noTmpfile atomic.Bool // the filesystem has no O_TMPFILE
-	noClone   atomic.Bool // ... no reflinks
-	noLease   atomic.Bool // ... no leases
+	counter       atomic.Uint64
+	made          bool        // .untorn did not exist before
+	quota         bool        // writes may fail although the filesystem has room
+	writesThrough bool        // see Overlay.WritesThrough
+	noTmpfile     atomic.Bool // the filesystem has no O_TMPFILE
+	noClone       atomic.Bool // ... no reflinks
+	noLease       atomic.Bool // ... no leases
 
 	reserve reserve
+	newest  newest // entry of the salvage
+	unkept  unkept
 	keepMu  sync.Mutex // serialises changes of the salvage by this daemon
+	// noting guards origins. It keeps appends (readers) apart from the rewriting of the list (the writer).
+	noting sync.RWMutex
+	kept   int64 // GUARDED_BY(noting); the length of the list when it was last rewritten
 }
 
 // store returns the Store of the filesystem that d lies on, made at first use at the topmost directory of that filesystem
-// in the backing. ErrReadOnly, ErrPlanted, ErrFormat.
+// in the backing. No lock is held meanwhile: a filesystem that hangs keeps nobody waiting who does not use it.
+// ErrReadOnly, ErrPlanted, ErrFormat.
 func (o *Overlay) store(d *Dir) (*Store, error) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	if s := o.stores[d.key]; s != nil {
-		return s, nil
+	s := o.stores[d.key]
+	if s != nil {
+		o.mu.Unlock()
+		<-s.ready
+		return s, s.err
 	}
+	s = &Store{o: o, key: d.key, base: -1, fd: -1, salvage: -1, origins: -1, ready: make(chan struct{})}
+	o.stores[d.key] = s
+	o.mu.Unlock()
+	if s.err = s.make(d); s.err != nil {
+		s.close()
+		o.mu.Lock()
+		delete(o.stores, d.key)
+		o.mu.Unlock()
+	}
+	close(s.ready)
+	return s, s.err
+}
+
+// make finds or makes .untorn for the filesystem of d, and opens it.
+func (s *Store) make(d *Dir) error {
+	o, sys := s.o, s.o.sys
 	top, err := o.top(d)
 	if err != nil {
-		return nil, fmt.Errorf("finding the top of a nested filesystem: %w", err)
+		return fmt.Errorf("finding the top of a nested filesystem: %w", err)
 	}
-	defer o.sys.Close(top)
-	var s0 unix.Statx_t
-	made := o.sys.Stat(top, Hidden, &s0) == unix.ENOENT
-	base, err := openBase(o.sys, top, true)
-	if err != nil {
-		return nil, err
+	defer sys.Close(top)
+	var st unix.Statx_t
+	s.made = sys.Stat(top, Hidden, &st) == unix.ENOENT
+	if s.base, err = openBase(sys, top, true); err != nil {
+		return err
 	}
-	var bst unix.Statx_t
-	if err := o.sys.Stat(base, "", &bst); err != nil {
-		o.sys.Close(base)
-		return nil, err
+	if err := sys.Stat(s.base, "", &st); err != nil {
+		return err
 	}
-	s := &Store{o: o, key: d.key, baseID: IdentOf(&bst), base: base, made: made, fd: -1, salvage: -1, origins: -1, quota: hasQuota(d.key.mount)}
-	if err := s.open(); err != nil {
+	o.mu.Lock()
+	s.baseID = IdentOf(&st)
+	o.mu.Unlock()
+	s.quota, s.writesThrough = hasQuota(d.key.mount), o.WritesThrough(d)
+	return s.open()
+}
+
+// letGo closes the Store of a nested filesystem when no directory of it is known any more and nothing is staged there:
+// it can be unmounted then.
+func (o *Overlay) letGo(key storeKey) {
+	if o.root == nil || key == o.root.key {
+		return
+	}
+	o.mu.Lock()
+	s := o.stores[key]
+	idle := s != nil && o.known[key] == 0
+	if idle {
+		for st := range o.staged {
+			idle = idle && st.store != s
+		}
+	}
+	if idle {
+		delete(o.stores, key)
+	}
+	o.mu.Unlock()
+	if !idle {
+		return
+	}
+	<-s.ready
+	if !o.busy() {
 		s.close()
-		return nil, err
+		return
 	}
-	o.stores[d.key] = s
-	return s, nil
+	go func() { // whoever forgets must not wait for the filesystem
+		defer o.pending.Done()
+		s.close()
+	}()
 }
 
 // top climbs to the highest directory of the filesystem of d that belongs to the backing, and returns a descriptor of it.
-//
-// LOCKS_REQUIRED(o.mu)
 func (o *Overlay) top(d *Dir) (int, error) {
 	if o.root == nil || d.key == o.root.key {
 		root := d
@@ -171,34 +224,89 @@ func trusted(sys Sys, fd int) error {
 	return nil
 }
 
-// checkFormat reads the format file, and with create writes it where it is missing.
+// maxFormat bounds the format file; a longer one is not ours.
+const maxFormat = 64
+
+// checkFormat reads the format file. Where it is missing or empty, and nothing else is in .untorn yet, the very first mount
+// was cut short: with create the file is written then. ErrFormat, ErrPlanted.
 func checkFormat(sys Sys, base int, create bool) error {
-	want := fmt.Sprintf("untorn %d\n", Format)
-	fd, err := sys.Open(base, formatName, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err == unix.ENOENT && create {
-		return writeFile(sys, base, formatName, []byte(want))
-	}
-	if err == unix.ELOOP {
-		return fmt.Errorf("%w: the format file is a symlink", ErrPlanted)
-	}
-	if err != nil {
-		return fmt.Errorf("opening the format file: %w", err)
-	}
-	defer sys.Close(fd)
-	var buf [64]byte
-	n, err := sys.Pread(fd, buf[:], 0)
-	if err != nil {
+	text, err := readEnd(sys, base, formatName, maxFormat+1)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("reading the format file: %w", err)
 	}
-	text, ok := strings.CutPrefix(strings.TrimSpace(string(buf[:n])), "untorn ")
-	v, err := strconv.Atoi(text)
-	if !ok || err != nil || v < 1 {
-		return fmt.Errorf("%w: the format file reads %q", ErrFormat, buf[:n])
+	if len(strings.Trim(string(text), "\x00")) == 0 { // zeroes are what a power cut leaves of what was not synced
+		return finishFormat(sys, base, create)
+	}
+	number, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "untorn ")
+	v, err := strconv.Atoi(number)
+	if !ok || err != nil || v < 1 || len(text) > maxFormat {
+		return fmt.Errorf("%w: the format file reads %.80q", ErrFormat, text)
 	}
 	if v > Format {
 		return fmt.Errorf("%w: it is format %d, this untorn knows up to %d", ErrFormat, v, Format)
 	}
 	return nil
+}
+
+func finishFormat(sys Sys, base int, create bool) error {
+	ok, err := fresh(sys, base)
+	if err != nil {
+		return fmt.Errorf("looking whether %s is new: %w", Hidden, err)
+	}
+	if !ok {
+		return fmt.Errorf("%w: the format file is missing or empty, but %s is in use", ErrFormat, Hidden)
+	}
+	if !create {
+		return nil
+	}
+	done := writing(sys, base)
+	defer done()
+	return writeFile(sys, base, formatName, fmt.Appendf(nil, "untorn %d\n", Format))
+}
+
+// fresh reports whether nothing but what a first mount makes is in .untorn, and no bytes of anybody.
+func fresh(sys Sys, base int) (bool, error) {
+	all, err := names(sys, base)
+	if err != nil {
+		return false, err
+	}
+	for _, name := range all {
+		empty := true
+		switch name {
+		case formatName, clockName:
+		case journalName, salvageName:
+			empty, err = emptyDir(sys, base, name, nil)
+		case stageName:
+			empty, err = emptyDir(sys, base, name, func(stage int, instance string) (bool, error) {
+				return emptyDir(sys, stage, instance, func(_ int, name string) (bool, error) { return name == originsName, nil })
+			})
+		default:
+			empty = strings.HasPrefix(name, formatName+tempMark)
+		}
+		if err != nil || !empty {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// emptyDir reports whether all in a directory of ours passes a test, or nothing is in it. ErrPlanted.
+func emptyDir(sys Sys, dir int, name string, pass func(dir int, name string) (bool, error)) (bool, error) {
+	fd, err := existing(sys, dir, name)
+	if err != nil || fd < 0 {
+		return err == nil, err
+	}
+	defer sys.Close(fd)
+	all, err := names(sys, fd)
+	if err != nil || len(all) > 0 && pass == nil {
+		return false, err
+	}
+	for _, name := range all {
+		if ok, err := pass(fd, name); err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // writeFile makes a small file whole: temp, fsync, rename.
@@ -330,6 +438,7 @@ func (s *Store) close() error {
 	sys := s.o.sys
 	s.reserve.spend(sys)
 	if s.fd >= 0 && s.origins >= 0 {
+		s.keepUnkept()
 		if left, err := names(sys, s.fd); err == nil && len(left) == 1 && left[0] == originsName {
 			sys.Unlink(s.fd, originsName)
 			if stage, err := sys.Open(s.base, stageName, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err == nil {
@@ -338,14 +447,16 @@ func (s *Store) close() error {
 			}
 		}
 	}
-	noting.Lock() // whoever notes an origin late must not write to a descriptor that is another by then
-	defer noting.Unlock()
-	for _, fd := range []int{s.origins, s.salvage, s.fd, s.base} {
-		if fd >= 0 {
-			sys.Close(fd)
+	s.noting.Lock() // whoever notes an origin late must not write to a descriptor that is another by then
+	defer s.noting.Unlock()
+	s.keepMu.Lock()
+	defer s.keepMu.Unlock()
+	for _, fd := range []*int{&s.origins, &s.salvage, &s.fd, &s.base} {
+		if *fd >= 0 {
+			sys.Close(*fd)
 		}
+		*fd = -1
 	}
-	s.origins = -1
 	return nil
 }
 
@@ -361,8 +472,10 @@ func unmake(sys Sys, top int) error {
 			return err
 		}
 	}
-	if err := sys.Unlink(base, formatName); err != nil {
-		return err
+	for _, name := range []string{clockName, formatName} {
+		if err := sys.Unlink(base, name); err != nil && err != unix.ENOENT {
+			return err
+		}
 	}
 	return sys.Rmdir(top, Hidden)
 }

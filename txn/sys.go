@@ -63,6 +63,8 @@ type Sys interface {
 	As(c Cred, f func() error) error
 	// AsWriter is As without CAP_FSETID unless c is root: what f writes loses setuid and setgid as if c wrote it.
 	AsWriter(c Cred, f func() error) error
+	// AsCaller runs f with the rights of r and no others: the backing itself decides what r may do to a file as it is now.
+	AsCaller(r Rights, f func() error) error
 }
 
 // Cred is who a file is created for.

@@ -120,7 +120,8 @@ func (st *Staged) takeBack(d *Dir, name string) error {
 	}
 	unlock := lockDirs(d)
 	st.mu.Lock()
-	st.temp, st.kind, st.base, st.clean = temp, Copied, twin.clean, versionOf(&s)
+	st.temp, st.kind, st.base, st.adopted = temp, Copied, twin.clean, version{}
+	st.clean, st.read = versionOf(&s), bare(s.Atime)
 	st.show(twin.id.Ino)
 	st.places = []place{{d.retain(), name}}
 	st.ended = make(chan struct{})

@@ -19,19 +19,15 @@ func (st *Staged) makeNew(d *Dir, mode, umask uint32, c Caller) error {
 			return err
 		})
 		if err == nil {
-			if err = sys.LinkFd(st.fd, st.store.fd, st.temp); err != nil {
-				sys.Close(st.fd)
-				st.fd = -1
+			if err = sys.LinkFd(st.fd, st.store.fd, st.temp); err == nil {
+				return st.snapshot()
+			}
+			sys.Close(st.fd)
+			st.fd = -1
+			if !cannotLink(err) {
 				return fmt.Errorf("linking it into the stage: %w", err)
 			}
-			return st.snapshot()
-		}
-		var s unix.Statx_t
-		if sys.Stat(d.fd, "", &s) == nil && s.Nlink == 0 {
-			return unix.ENOENT // the directory has been removed; ext4 says EPERM to that
-		}
-		// EOPNOTSUPP: the filesystem; EISDIR, ENOENT: a kernel or FUSE filesystem that never heard of it (open(2)).
-		if err != unix.EOPNOTSUPP && err != unix.EISDIR && err != unix.ENOENT {
+		} else if err = d.noTmpfile(err); err != nil {
 			return err
 		}
 		st.store.noTmpfile.Store(true)
@@ -40,6 +36,29 @@ func (st *Staged) makeNew(d *Dir, mode, umask uint32, c Caller) error {
 		return err
 	}
 	return st.snapshot()
+}
+
+// noTmpfile returns nil for an error of open(2) that says that there is no O_TMPFILE here, and otherwise what went wrong.
+func (d *Dir) noTmpfile(err error) error {
+	var s unix.Statx_t
+	if d.o.sys.Stat(d.fd, "", &s) == nil && s.Nlink == 0 {
+		return unix.ENOENT // the directory has been removed; ext4 says EPERM to that
+	}
+	// EOPNOTSUPP: the filesystem; EISDIR, ENOENT: a kernel or FUSE filesystem that never heard of it (open(2)).
+	if err == unix.EOPNOTSUPP || err == unix.EISDIR || err == unix.ENOENT {
+		return nil
+	}
+	return err
+}
+
+// cannotLink tells an error of linkat(2) by which a filesystem says that it has no hard links (EPERM there), or, as many a
+// FUSE server does, that it cannot make one of a file without a name.
+func cannotLink(err error) bool {
+	switch err {
+	case unix.EPERM, unix.EOPNOTSUPP, unix.ENOSYS, unix.EXDEV, unix.ENOENT, unix.EINVAL, unix.EMLINK:
+		return true
+	}
+	return false
 }
 
 // makeInTwin does the same where there is no O_TMPFILE: in a directory in the stage that has the mode, owner and default
@@ -241,7 +260,7 @@ func (st *Staged) snapshot() error {
 		return err
 	}
 	st.id = IdentOf(&s)
-	st.clean = versionOf(&s)
+	st.clean, st.read = versionOf(&s), bare(s.Atime)
 	return nil
 }
 

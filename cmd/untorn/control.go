@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -40,8 +41,8 @@ func (c control) isHere() bool {
 	return err == nil && link == c.Backing
 }
 
-// openBacking opens the backing directory that is meant by a path: the directory itself, or, of an untorn mount, the
-// directory that it is mounted on, which the mount may cover.
+// openBacking opens the backing directory that is meant by a path: the directory itself, or, of an untorn mount and of a
+// directory in one, that of the backing, which the mount may cover.
 func openBacking(path string) (*os.File, error) {
 	real, err := resolve(path)
 	if errors.Is(err, unix.ENOTCONN) {
@@ -50,20 +51,9 @@ func openBacking(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fail(exitBacking, "%w\nGive the backing directory or its mountpoint.", err)
 	}
-	m, err := mountAt(real)
+	way, err := behind(real)
 	if err != nil {
 		return nil, err
-	}
-	way := real
-	if m != nil && m.Type == mountType {
-		c, err := readControl(real)
-		if err != nil {
-			return nil, fail(exitBacking, "asking the mount on %s for its backing: %w\nOnly its owner and root may: run this as one of them.", real, err)
-		}
-		way = c.fdPath()
-		if !c.isHere() {
-			return nil, fail(exitBacking, "the backing of %s cannot be reached: its daemon is out of sight (another pid namespace?).\nRun this beside the daemon, or on the backing directory.", real)
-		}
 	}
 	f, err := os.OpenFile(way, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if errors.Is(err, unix.ENOTDIR) {
@@ -73,4 +63,32 @@ func openBacking(path string) (*os.File, error) {
 		return nil, fail(exitBacking, "%w\nGive a backing directory that you may read.", err)
 	}
 	return f, nil
+}
+
+// behind is the way to what an untorn mount shows at a path, past the mount; of what lies in none, the path itself.
+func behind(real string) (string, error) {
+	fd, err := unix.Open(real, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return real, nil // opening it will fail as well, and say why
+	}
+	defer unix.Close(fd)
+	m, err := mountOf(fd)
+	if err != nil {
+		return "", err
+	}
+	if m == nil || m.Type != mountType {
+		return real, nil
+	}
+	c, err := readControl(m.Point)
+	if err != nil {
+		return "", fail(exitBacking, "asking the mount on %s for its backing: %w\nOnly its owner and root may: run this as one of them.", m.Point, err)
+	}
+	if !c.isHere() {
+		return "", fail(exitBacking, "the backing of %s cannot be reached: its daemon is out of sight (another pid namespace?).\nRun this beside the daemon, or on the backing directory.", m.Point)
+	}
+	rel, err := filepath.Rel(m.Point, real)
+	if err != nil || !filepath.IsLocal(rel) {
+		return "", fail(exitBacking, "%s lies in the mount on %s, but not below it (a bind mount?).\nGive the backing directory.", real, m.Point)
+	}
+	return filepath.Join(c.fdPath(), rel), nil
 }

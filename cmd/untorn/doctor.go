@@ -36,7 +36,7 @@ func (c *doctorCmd) Run() error {
 		return err
 	}
 	defer dir.Close()
-	list := append(checkSystem(), checkFilesystem(dir)...)
+	list := append(checkSystem(dir), checkFilesystem(dir)...)
 	if c.JSON {
 		return printJSON(list)
 	}
@@ -69,8 +69,8 @@ func tried(check string, err error, good, bad string) finding {
 	return found(check, true, "works", good, bad)
 }
 
-// checkSystem looks at the kernel and at this user.
-func checkSystem() []finding {
+// checkSystem looks at the kernel and at this user, who wants to mount over dir.
+func checkSystem(dir *os.File) []finding {
 	major, minor, release := kernelVersion()
 	atLeast := func(a, b int) bool { return major > a || major == a && minor >= b }
 	return []finding{
@@ -79,7 +79,7 @@ func checkSystem() []finding {
 		checkAllowOther(),
 		found("kernel", atLeast(5, 14), release, kernelMeaning(atLeast),
 			"before 5.14 too little can be seen of who holds a file: publishing happens shortly after close, not within it"),
-		checkPassthrough(atLeast(6, 9)),
+		checkPassthrough(atLeast(6, 9), dir),
 		checkFdinfo(),
 		checkDescriptorCount(),
 		checkKills(),
@@ -150,7 +150,7 @@ func checkAllowOther() finding {
 	return found(name, false, "no user_allow_other in /etc/fuse.conf", "", "your mounts are for you alone, root included in the others")
 }
 
-func checkPassthrough(kernel bool) finding {
+func checkPassthrough(kernel bool, dir *os.File) finding {
 	const name = "passthrough"
 	const bad = "reads and writes go through the daemon: all works, streaming is slower"
 	switch {
@@ -160,6 +160,10 @@ func checkPassthrough(kernel bool) finding {
 		return found(name, false, "not in the initial user namespace", "", bad)
 	case !hasCapability(unix.CAP_SYS_ADMIN):
 		return found(name, false, "needs CAP_SYS_ADMIN", "", bad)
+	}
+	var st unix.Statfs_t
+	if unix.Fstatfs(int(dir.Fd()), &st) == nil && st.Type == unix.FUSE_SUPER_MAGIC {
+		return found(name, false, "not over FUSE", "", bad+". Writes that fail there could not be seen otherwise")
 	}
 	return found(name, true, "possible", "reads and writes of big files run at the speed of the backing", "")
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,7 +16,11 @@ type bench struct{ dir int }
 
 // checkFilesystem looks at a directory and tries things out there.
 func checkFilesystem(dir *os.File) []finding {
-	list := []finding{checkType(dir), checkSpace(dir)}
+	m, err := mountOf(int(dir.Fd()))
+	if err != nil || m == nil {
+		m = &mountEntry{Type: "unknown"}
+	}
+	list := []finding{checkType(m), checkSpace(dir)}
 	name := ".untorn-doctor-" + strconv.Itoa(os.Getpid())
 	if err := unix.Mkdirat(int(dir.Fd()), name, 0o700); err != nil {
 		result := err.Error()
@@ -25,7 +30,7 @@ func checkFilesystem(dir *os.File) []finding {
 		return append(list, finding{"writable", result, false, "a mount here is read-only; the rest was not tried"})
 	}
 	defer unix.Unlinkat(int(dir.Fd()), name, unix.AT_REMOVEDIR)
-	list = append(list, finding{"writable", "works", true, "files can be staged here"})
+	list = append(list, finding{"writable", "works", true, "files can be staged here"}, checkDurability(m), checkQuota(m))
 	at, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return append(list, finding{"temporary directory", err.Error(), false, "the rest was not tried"})
@@ -36,6 +41,7 @@ func checkFilesystem(dir *os.File) []finding {
 		tried("reflink", b.reflink(), "opening a big file to change it costs no copy", "opening a file to change it copies it; opening it with truncation does not"),
 		tried("RENAME_NOREPLACE", b.rename(unix.RENAME_NOREPLACE), "new names are taken without a race", "new names are taken by link and unlink instead"),
 		tried("RENAME_EXCHANGE", b.rename(unix.RENAME_EXCHANGE), "restoring from salvage exchanges files in one step", "mv --exchange is refused; restoring from salvage takes two steps"),
+		tried("hard links", b.link(), "as on the filesystem itself; a replaced file leaves its other names behind", "there are none; salvaging takes a name with an empty file first"),
 		tried("O_TMPFILE", b.tmpfile(), "new files come out as their directory wants them: group, ACL, labels", "new files are made in a twin of their directory, which takes longer"),
 		tried("user xattrs", b.xattr("user.untorn", []byte("x")), "kept when a file is replaced", "there are none to keep"),
 		tried("POSIX ACLs", b.xattr("system.posix_acl_access", minimalACL()), "kept when a file is replaced", "there are none to keep"),
@@ -45,20 +51,58 @@ func checkFilesystem(dir *os.File) []finding {
 	)
 }
 
-func checkType(dir *os.File) finding {
-	m, err := mountOf(int(dir.Fd()))
-	if err != nil || m == nil {
-		return finding{"filesystem", "unknown", true, "it is judged by the checks below"}
-	}
+func (m *mountEntry) isFuse() bool {
+	return m.Type == "fuse" || m.Type == "fuseblk" || strings.HasPrefix(m.Type, "fuse.")
+}
+
+// checkType says what is peculiar to a kind of filesystem.
+func checkType(m *mountEntry) finding {
+	const name = "filesystem"
 	switch m.Type {
+	case "unknown":
+		return finding{name, m.Type, true, "it is judged by the checks below"}
 	case "overlay", "ecryptfs":
-		return finding{"filesystem", m.Type + " (stacked)", true, "works; keep data that matters on a volume rather than in a container's own layer"}
+		return finding{name, m.Type + " (stacked)", true, "works; keep data that matters on a volume rather than in a container's own layer"}
 	case "nfs", "nfs4", "cifs", "smb3", "9p", "ceph":
-		return finding{"filesystem", m.Type + " (network)", false, "what other machines write is seen late, and their locks may not be"}
-	case "tmpfs", "ramfs":
-		return finding{"filesystem", m.Type, true, "works; nothing here survives a power cut anyway"}
+		return finding{name, m.Type + " (network)", false, "what other machines write is seen late, and their locks may not be"}
+	case "vfat", "msdos", "exfat", "ntfs3":
+		return finding{name, m.Type, false, "owners and modes are those of the mount, and cannot be kept when a file is replaced"}
 	}
-	return finding{"filesystem", m.Type, true, "works"}
+	if m.isFuse() {
+		return finding{name, m.Type + " (another FUSE filesystem)", true, "works as far as its server does; a server that hangs holds up those who use files there"}
+	}
+	return finding{name, m.Type, true, "works"}
+}
+
+// checkDurability says which --durability can be kept, as far as the kind of filesystem and its mount options tell.
+func checkDurability(m *mountEntry) finding {
+	const name = "durability"
+	switch m.Type {
+	case "tmpfs", "ramfs":
+		return finding{name, "none", true, "it is in memory: nothing survives a power cut. --durability=none saves the useless fsync"}
+	case "ext2", "vfat", "msdos", "exfat":
+		return finding{name, "full, without a journal", false, "what was closed is on the disk; a power cut in the middle of a rename can damage the directory, so run fsck after one"}
+	}
+	if m.isFuse() {
+		return finding{name, "up to its server", true, "fsync is passed to the server of " + m.Type + "; what that makes of it cannot be seen"}
+	}
+	for opt := range strings.SplitSeq(m.Super, ",") {
+		switch opt {
+		case "nobarrier", "barrier=0", "volatile":
+			return finding{name, "none: mounted with " + opt, false, "fsync does not reach the disk: what was closed may be lost in a power cut, or torn"}
+		}
+	}
+	return finding{name, "full", true, "what was closed survives a power cut, if the disk keeps what it has flushed"}
+}
+
+func checkQuota(m *mountEntry) finding {
+	const name = "quotas"
+	for opt := range strings.SplitSeq(m.Super, ",") {
+		if strings.Contains(opt, "quota") && opt != "noquota" {
+			return finding{name, opt, true, "hold for each user as on the filesystem itself; a staged file counts beside the version that it replaces"}
+		}
+	}
+	return finding{name, "none in the mount options", true, "writes fail when the filesystem is full, not before"}
 }
 
 func checkSpace(dir *os.File) finding {
@@ -117,6 +161,16 @@ func (b bench) rename(flag uint) error {
 		unix.Close(fd)
 	}
 	return unix.Renameat2(b.dir, "a", b.dir, "b", flag)
+}
+
+func (b bench) link() error {
+	defer b.remove("a", "b")
+	fd, err := b.file("a", unix.O_RDWR)
+	if err != nil {
+		return err
+	}
+	unix.Close(fd)
+	return unix.Linkat(b.dir, "a", b.dir, "b", 0)
 }
 
 func (b bench) tmpfile() error {

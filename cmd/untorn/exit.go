@@ -20,7 +20,8 @@ const (
 	exitNoMount    = 5 // mounting is impossible here
 	exitFormat     = 6 // .untorn has a newer or unknown format, or is not untorn's
 	exitBusy       = 7 // the mount is in use
-	exitCrashed    = 8 // the server of the mount died again and again
+	exitWrong      = 8 // check found something wrong
+	exitCrashed    = 9 // the server of the mount died again and again
 )
 
 // failure is an error that knows its exit code.

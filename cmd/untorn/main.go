@@ -14,14 +14,15 @@ const description = `Make ordinary writes atomic: mount untorn over a directory,
 version, the old one or the new one, whatever happens to its writer.
 
 Exit codes: 0 done, 1 the operation failed, 2 usage, 3 the backing directory cannot be used, 4 the mountpoint cannot be
-used, 5 cannot mount here (no /dev/fuse, no right), 6 .untorn has an unknown format, 7 the mount is busy, 8 its server died again and
-again.`
+used, 5 cannot mount here (no /dev/fuse, no right), 6 .untorn has an unknown format, 7 the mount is busy, 8 check found
+something wrong, 9 the server of the mount died again and again.`
 
 type cli struct {
 	Mount   mountCmd   `cmd:"" help:"Mount over a directory."`
 	Umount  umountCmd  `cmd:"" help:"End a mount, and say who holds it when it is busy."`
 	Salvage salvageCmd `cmd:"" help:"Look after what killed or failed writers left."`
 	Recover recoverCmd `cmd:"" help:"Salvage what a crashed daemon left; the next mount does it too."`
+	Check   checkCmd   `cmd:"" help:"List what is wrong in .untorn, and change nothing."`
 	Rules   rulesCmd   `cmd:"" help:"Print which files are staged and which are opened in place."`
 	Doctor  doctorCmd  `cmd:"" help:"Tell what this kernel, user and filesystem can do for untorn."`
 	Version versionCmd `cmd:"" help:"Print the version."`

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -127,9 +128,17 @@ func covering(path string) (*mountEntry, error) {
 	return best, nil
 }
 
+// unanswered are errors of a path that may well be right, but what is mounted there does not answer: a dead daemon; for
+// root, the mount of another user; a backing whose filesystem, disk or server has failed.
+var unanswered = []error{unix.ENOTCONN, unix.EACCES, unix.EIO, unix.ESTALE, unix.ETIMEDOUT, unix.ESHUTDOWN}
+
+func isUnanswered(err error) bool {
+	return slices.ContainsFunc(unanswered, func(e error) bool { return errors.Is(err, e) })
+}
+
 // resolve makes a path absolute and free of symlinks. ENOTCONN: it is, or lies in, a mount whose daemon is dead. EACCES: it
-// cannot be looked at, which for root means that it is the mount of another user. The path that is returned with these
-// errors is resolved as far as possible.
+// cannot be looked at, which for root means that it is the mount of another user. The path that is returned with these and
+// the other unanswered errors is resolved as far as possible.
 func resolve(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -152,7 +161,7 @@ func resolveOnce(abs string) (string, error) {
 		}
 		return real, err
 	}
-	if !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.EACCES) {
+	if !isUnanswered(err) {
 		return "", err
 	}
 	dir, rest := filepath.Dir(abs), filepath.Base(abs)

@@ -80,6 +80,7 @@ func (c *salvageList) Run() error {
 		return err
 	}
 	defer s.Close()
+	defer tellNested(s.backing, c.Dir)
 	list, err := s.List()
 	if err != nil {
 		return err

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,21 +41,12 @@ func (c *salvageRestore) Run() error {
 	if to == "" {
 		return c.within(s, root, "")
 	}
-	for _, top := range []string{root, s.path()} {
+	for _, top := range []string{root, pathOfFile(s.backing)} {
 		if rel, err := filepath.Rel(top, to); to != "-" && err == nil && filepath.IsLocal(rel) {
 			return c.within(s, root, rel)
 		}
 	}
 	return c.copyOut(s, to)
-}
-
-// path is where the backing directory is, without any mount that covers it.
-func (o *opened) path() string {
-	p, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(o.backing.Fd())))
-	if err != nil {
-		return o.backing.Name()
-	}
-	return p
 }
 
 // resolveNew makes the path of a file that need not exist absolute, and its directory free of symlinks.

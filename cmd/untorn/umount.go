@@ -27,8 +27,8 @@ const (
 
 func (c *umountCmd) Run() error {
 	path, err := resolve(c.Mountpoint)
-	// A dead mount and that of another user can be unmounted all the same.
-	if err != nil && !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.EACCES) {
+	// A dead mount, one over a dead filesystem and that of another user can be unmounted all the same.
+	if err != nil && !isUnanswered(err) {
 		return fail(exitMountpoint, "%w\nGive the directory that untorn is mounted on.", err)
 	}
 	m, err := mountAt(path)

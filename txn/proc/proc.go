@@ -100,20 +100,6 @@ func Of(tid uint32) (Process, error) {
 	}, nil
 }
 
-// Groups are the supplementary groups of a thread.
-func Groups(tid uint32) ([]uint32, error) {
-	var buf [4096]byte
-	text, err := read(dir(tid)+"/status", buf[:])
-	if err != nil {
-		return nil, err
-	}
-	var groups []uint32
-	for _, g := range bytes.Fields(field(text, "Groups")) {
-		groups = append(groups, uint32(number(g)))
-	}
-	return groups, nil
-}
-
 // Leader reports whether tid is the first thread of its process, whose id is the pid: one cheap system call
 // (pidfd_open(2) refuses any other thread).
 func Leader(tid uint32) bool {
