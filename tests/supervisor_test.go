@@ -239,7 +239,7 @@ func TestCrashLoop(t *testing.T) {
 	}
 	m.killed = true
 	m.awaitEnd(t)
-	if code := m.daemon.ProcessState.ExitCode(); code != 8 {
+	if code := m.daemon.ProcessState.ExitCode(); code != 9 {
 		t.Errorf("exit code %d", code)
 	}
 	if fuseDevice(m.Dir) != "" {
