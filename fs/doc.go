@@ -56,6 +56,13 @@
 // its own on the path of every lookup and open; and half of the reasons to die, a fault in our own state, would be handed
 // on to the next process with that state. Not done: what was staged is kept, and the mount answers again.
 //
+// # Rights
+//
+// The kernel checks rights (default_permissions) against the attributes and ACLs that it remembers: for Options.Cache where
+// a path is walked or a file opened, and as long as a descriptor is open where that is changed by fchmod(2) and the like.
+// The daemon of root could do anything, so it makes changes of attributes and hard links as the caller (asCaller), and
+// what CREATE joins is opened as him first (mayOpen).
+//
 // # Locks
 //
 // redirects.mu, pins.mu, files.mu and nodes.mu are taken alone, for a few instructions. node.mu is held while a file of the

@@ -333,7 +333,9 @@ func (fl *file) writable(c txn.Cred, do func(fd int) error) error {
 		return as(fl.fd)
 	}
 	if fl.w != nil && fl.st.State() == txn.Published {
-		fl.st.TakeBack() // what is published is never written again
+		if err := fl.st.TakeBack(); err != nil {
+			return err // what is published is never written again
+		}
 	}
 	return fl.st.Writable(as)
 }

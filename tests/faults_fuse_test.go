@@ -33,8 +33,8 @@ var fuseFaults = []fuseFault{
 	{"fsyncdir", "EIO", syscall.EIO, true}, // whether it survives a power cut is not known
 }
 
-// TestBackingFails: whatever fails in the backing, close(2) says so to programs that ignored it until then, the old version
-// stays whole, the bytes are salvaged, at the latest when the fault has ended, and everything works again then.
+// TestBackingFails: whatever fails in the backing, close(2) says so to programs that ignored it until then, the old
+// version stays whole, the bytes are salvaged, at the latest when the fault has ended, and everything works again then.
 func TestBackingFails(t *testing.T) {
 	needUntorn(t)
 	eachPath(t, func(t *testing.T, flags []string) {
@@ -144,15 +144,17 @@ func TestOpenFails(t *testing.T) {
 	})
 }
 
-// TestBackingHangs: while a filesystem below the backing hangs, at whatever moment of a publish, everything that does not
-// lie on it goes on. Who waits for it goes on when it does, or ends then if it was killed meanwhile.
+// TestBackingHangs: while a filesystem below the backing hangs, at whatever moment of a publish, everything that does
+// not lie on it goes on. Who waits for it goes on when it does, or ends then if it was killed meanwhile.
 func TestBackingHangs(t *testing.T) {
 	needUntorn(t)
 	eachPath(t, func(t *testing.T, flags []string) {
 		for _, h := range []hang{
 			{"create", false, false}, {"rename", false, false}, // while its stage is made
 			{"create", true, false}, {"create", true, true}, // at the open
-			{"fsync", true, false}, {"fsync", true, true}, {"rename", true, false}, {"rename", true, true}, {"fsyncdir", true, false}, // at the close
+			// At the close.
+			{"fsync", true, false}, {"fsync", true, true}, {"rename", true, false}, {"rename", true, true},
+			{"fsyncdir", true, false},
 		} {
 			t.Run(fmt.Sprintf("%+v", h), func(t *testing.T) { h.strike(t, flags) })
 		}

@@ -89,7 +89,7 @@ func TestDescriptorLimit(t *testing.T) {
 	needUntorn(t)
 	eachPath(t, func(t *testing.T, flags []string) {
 		m := newMountWithLimit(t, 256, append([]string{"--durability=none"}, flags...))
-		const count = 600 // more than it was started with; TestManyOpenFiles has more
+		const count = 400 // more than it was started with; TestManyOpenFiles has more
 		sh(t, m.Dir, sysPrelude+fmt.Sprintf("ulimit -Sn %d; mkdir d; sys manywrites d %d", count+100, count))
 		for i := range count {
 			if got := mustRead(t, m.real(fmt.Sprintf("d/%d", i))); got != fmt.Sprintln(i) {

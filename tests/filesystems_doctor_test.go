@@ -66,8 +66,14 @@ func onDisk(fstype string, size int64) func(t *testing.T) string {
 }
 
 var madeFilesystems = map[string]madeFS{
-	"ext4":  {make: onDisk("ext4", 32<<20), lacks: []string{"reflink"}, says: map[string]string{"durability": "full", "passthrough": "possible"}},
-	"ext2":  {make: onDisk("ext2", 32<<20), lacks: []string{"reflink"}, says: map[string]string{"durability": "without a journal"}},
+	"ext4": {
+		make: onDisk("ext4", 32<<20), lacks: []string{"reflink"},
+		says: map[string]string{"durability": "full", "passthrough": "possible"},
+	},
+	"ext2": {
+		make: onDisk("ext2", 32<<20), lacks: []string{"reflink"},
+		says: map[string]string{"durability": "without a journal"},
+	},
 	"xfs":   {make: onDisk("xfs", 300<<20), says: map[string]string{"durability": "full"}},
 	"btrfs": {make: onDisk("btrfs", 120<<20), says: map[string]string{"durability": "full"}},
 	"ext4 without barriers": {
@@ -82,7 +88,10 @@ var madeFilesystems = map[string]madeFS{
 		make: makeOverlay, lacks: []string{"reflink"},
 		says: map[string]string{"filesystem": "stacked"},
 	},
-	"squashfs": {make: makeSquashfs, nothing: true, says: map[string]string{"writable": "read-only", "filesystem": "squashfs"}},
+	"squashfs": {
+		make: makeSquashfs, nothing: true,
+		says: map[string]string{"writable": "read-only", "filesystem": "squashfs"},
+	},
 	"bindfs": {
 		make: makeBindfs, lacks: []string{"reflink", "O_TMPFILE", "RENAME_NOREPLACE", "RENAME_EXCHANGE"},
 		says: map[string]string{"passthrough": "not over FUSE", "durability": "up to its server"},
@@ -93,8 +102,9 @@ var madeFilesystems = map[string]madeFS{
 			f.poor(t)
 			return f.Dir
 		},
-		lacks: []string{"reflink", "O_TMPFILE", "RENAME_NOREPLACE", "RENAME_EXCHANGE", "hard links", "user xattrs", "POSIX ACLs"},
-		says:  map[string]string{"passthrough": "not over FUSE", "filesystem": "another FUSE filesystem"},
+		lacks: []string{"reflink", "O_TMPFILE", "RENAME_NOREPLACE", "RENAME_EXCHANGE", "hard links", "user xattrs",
+			"POSIX ACLs"},
+		says: map[string]string{"passthrough": "not over FUSE", "filesystem": "another FUSE filesystem"},
 	},
 }
 

@@ -204,8 +204,9 @@ func (m *mount) descriptors() []string {
 	return open
 }
 
-// ofStage: .untorn, salvage, stage/INSTANCE, its list of origins, and the reserve of space, which is unlinked and small.
-var ofStage = regexp.MustCompile(`/\.untorn(/salvage|/stage/[0-9a-f]{16}(/origins|/reserve \(deleted\))?)?$`)
+// ofStage: .untorn, salvage, stage/INSTANCE, its list of origins, and the reserve of space, which is unlinked and small. A
+// stage that was removed by hand is kept until the unmount.
+var ofStage = regexp.MustCompile(`/\.untorn(/salvage|/stage/[0-9a-f]{16}(/origins|/reserve)?)?( \(deleted\))?$`)
 
 func (m *mount) isPathDirectory(proc, fd string) bool {
 	info, _ := os.ReadFile(proc + "/fdinfo/" + fd)

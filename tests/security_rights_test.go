@@ -150,3 +150,34 @@ func TestOwnerChangedWhileWritten(t *testing.T) {
 		}
 	})
 }
+
+// TestOpenBeforeItExists: a file that has no version yet can be opened with O_CREAT by those who may write it, as if it
+// were there. The kernel checks nothing, because it takes the name for free.
+func TestOpenBeforeItExists(t *testing.T) {
+	needRoot(t)
+	attempt := func(dir string) (results string) {
+		sh(t, dir, "chmod 777 .")
+		for _, mode := range []string{"600", "620", "622", "602"} {
+			s := startSteps(t, dir, `exec setpriv --reuid 1002 --regid 2001 --clear-groups bash -euc '
+				umask $(printf %o $((0777 & ~0`+mode+`))); rm -f f; exec 5>f; echo a >&5; echo step >&8; read -r _ <&9; exec 5>&-'`)
+			s.await(t)
+			for _, who := range []string{
+				"--reuid 0 --regid 0 --clear-groups", "--reuid 0 --regid 0 --clear-groups --bounding-set=-all --inh-caps=-all",
+				"--reuid 1001 --regid 1001 --groups 2001", "--reuid 1001 --regid 1001 --clear-groups", "--reuid 1002 --regid 2001 --clear-groups",
+			} {
+				out, _ := trySh(t, dir, fmt.Sprintf(`setpriv %s bash -c 'echo secret >> f && echo written'`, who))
+				results += fmt.Sprintf("%s: %s: %v\n", mode, who, strings.Contains(out, "written"))
+			}
+			s.release(t)
+			s.finish(t)
+		}
+		return results
+	}
+	plain := attempt(tempDir(t))
+	eachPath(t, func(t *testing.T, flags []string) {
+		m := newMount(t, append(flags, "--durability=none")...)
+		if diff := diffLines(plain, attempt(m.Dir)); diff != "" {
+			t.Errorf("- plain directory, + mount:\n%s", diff)
+		}
+	})
+}

@@ -165,7 +165,7 @@ func (r *recovery) drop(a Action, dir int, name string, now *unix.Statx_t) error
 func (r *recovery) keep(dir int, name string, held int, rec Record) (Record, error) {
 	s := shelf{sys: r.sys, dir: r.salvage, newest: &r.newest}
 	if rec.ID != "" {
-		if err := renameNew(r.sys, dir, name, s.dir, rec.ID); err != unix.EEXIST {
+		if err := s.fetch(dir, name, rec.ID); err != unix.EEXIST {
 			return rec, err
 		}
 	}

@@ -38,7 +38,7 @@ type Dir struct {
 
 // dirAt opens the directory (at, name) or finds the Dir that it is known as.
 func (o *Overlay) dirAt(at int, name string) (*Dir, error) {
-	fd, err := o.sys.Open(at, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	fd, err := o.keep.Open(at, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +220,7 @@ func (d *Dir) Pin(name string, st *unix.Statx_t) (fd int, err error) {
 	if name == Hidden {
 		return -1, unix.ENOENT
 	}
-	if fd, err = d.o.sys.Open(d.fd, name, unix.O_PATH|unix.O_NOFOLLOW, 0); err != nil {
+	if fd, err = d.o.keep.Open(d.fd, name, unix.O_PATH|unix.O_NOFOLLOW, 0); err != nil {
 		return -1, err
 	}
 	if err = d.o.sys.Stat(fd, "", st); err != nil {

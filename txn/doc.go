@@ -16,6 +16,32 @@
 // modified, empty, or unlinked by a program). After a crash of the daemon the temps are in the stage, and scan and apply
 // bring them into the salvage.
 //
+// # After a crash
+//
+// The daemon may die, or the power fail, at any system call, also in a recovery. Then, after the next recovery:
+//
+//   - No name leads to a torn version. (With None this holds only where the power stayed on, and so for all below.)
+//   - With Full each name has the version of the last close that returned 0, or one whose close had not returned. With
+//     Ordered it has one of the versions that it ever had, or none if there ever was none. What programs do to names
+//     (rename, link, unlink, mkdir) is as durable as on the backing: an fsync of the directory makes it so, and so does
+//     each publish in it with Full. If the power stayed on, the names are as they were at that call.
+//   - Bytes that a writer fsynced are at their path, or in the salvage with their path, until they are replaced, unlinked
+//     or purged: also those of a writer that was killed afterwards, and of a file that a forced restore replaces. If the
+//     power stayed on, that holds for all that was written. Of what was not synced, a power cut may leave in the salvage
+//     less, zeroes, or a mixture.
+//   - Bytes whose fsync failed are never published by a close. The salvage has them as far as they can be read; a restore
+//     of them cannot know whether a later fsync, which reports success, has written them.
+//   - PublishOnFsync: the version is as durable as a close would have made it, the staged bytes survive in any case.
+//   - Of a new file with several names, some may have been published. Then the staged file is in the salvage as well, as
+//     one more name of the same inode.
+//   - The stage is empty, each salvage entry has its record and each record its entry, and another recovery changes
+//     nothing.
+//
+// This is taken from the filesystem: rename is atomic; operations on one inode, or on one name, reach the disk in their
+// order, whatever others do; and the fsync of a directory makes the names in it durable, with that of the directory
+// itself if it is new. Nothing is taken for durable because of an fsync of something else. crash_cut_test.go has a disk
+// that gives no more than that, and the histories in this package are cut on it at every call.
+//
 // # A staged file
 //
 //	Preparing ──► Writing ──────────────► Publishing ──► Published ──► (TakeBack: Writing)
@@ -28,6 +54,13 @@
 // family), or Copied (with the bytes of the version: shared by all who open the name without O_TRUNC). Opens by a process
 // that belongs to a staged file (the opener, its descendants, and who holds a descriptor) join that file, whatever its
 // kind.
+//
+// # Attributes
+//
+// A version takes over the owner, mode, xattrs and ACL of the one that it replaces: when it is staged, once more before the
+// fsync, and, if there is something new, under the lock of the directory right before the rename (adopt). What a writer set
+// himself stays, unless the file was given to another owner meanwhile. If nothing but attributes was changed, and the
+// version has other names, the version itself gets them (adjust).
 //
 // # Lock order
 //
@@ -50,6 +83,17 @@
 //
 // Package proc says what may be read of a process while it waits for us.
 //
+// # Faults
+//
+// Each operation of Sys may fail at any time. What was there before then stands, whole; the caller is told, with the errno
+// of the operation, unless the new version stands; and the bytes are in the salvage, or in the stage if that fails too.
+// (TestFaults has every operation of every scene fail.) Two faults are no errors:
+//
+//   - No descriptor is left. Programs can use up those of the daemon, since each open file costs one. Opens then fail with
+//     EMFILE. What ends a staged file uses the descriptors of package spare: it is published at its close as ever.
+//   - The stage is removed by hand. A new one is made, and a file that was staged in the old one is published or salvaged
+//     as a copy (lost.go). Only what goes on in place (a database) cannot be one: it goes to the salvage.
+//
 // # Where measurement went against the design
 //
 //   - Full disks (F9b): one block beyond the end is not enough of a probe. On an ext4 with 1 KiB blocks a write of one page
@@ -65,7 +109,10 @@
 // # Filesystems
 //
 // A filesystem mounted below the backing, a bind mount, or a btrfs subvolume gets a .untorn of its own at its top
-// (storeKey), because rename does not leave it. What lacks O_TMPFILE (overlayfs before Linux 6.2, NFS) gets new files by a
-// twin of their directory in the stage; what lacks reflinks gets copies that keep holes; what lacks leases (F_SETLEASE)
-// publishes at RELEASE although a mapping may be left.
+// (storeKey), because rename does not leave it. It is opened at first use and closed when the kernel has forgotten all
+// directories there, so that the filesystem can be unmounted. What lacks O_TMPFILE (overlayfs before Linux 6.2, NFS), or
+// cannot link such a file (FUSE servers), gets new files by a twin of their directory in the stage; what lacks reflinks
+// gets copies that keep holes; what lacks leases (F_SETLEASE) publishes at RELEASE although a mapping may be left; what
+// lacks hard links and RENAME_NOREPLACE has new names taken by an empty file (renameNew). FUSE filesystems are written to
+// through the daemon: see WritesThrough.
 package txn

@@ -17,7 +17,7 @@ func (d *Dir) make(name string, c Caller, do func(sys Sys) error) error {
 	if len(d.slots[name]) > 0 {
 		return unix.EEXIST
 	}
-	return d.o.sys.As(c.Cred, func() error { return do(d.o.sys) })
+	return d.o.sys.As(c.Cred, func() error { return do(d.o.keep) })
 }
 
 // Mkdir makes a directory for the caller.
@@ -51,7 +51,7 @@ func (d *Dir) CreateDirect(name string, flags int, mode, umask uint32, c Caller)
 func (d *Dir) Tmpfile(flags int, mode, umask uint32, c Caller) (fd int, err error) {
 	mode = d.createMode(mode&0o7777, umask)
 	err = d.o.sys.As(c.Cred, func() (err error) {
-		fd, err = d.o.sys.Open(d.fd, ".", flags|unix.O_TMPFILE, mode)
+		fd, err = d.o.keep.Open(d.fd, ".", flags|unix.O_TMPFILE, mode)
 		return err
 	})
 	return fd, err
@@ -161,22 +161,24 @@ func (d *Dir) Rmdir(name string) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.occupied(name) {
-		return unix.ENOTEMPTY
+	if err := d.unoccupied(name); err != nil {
+		return err
 	}
 	return d.o.sys.Rmdir(d.fd, name)
 }
 
-// occupied reports whether something is staged in the subdirectory of that name.
-func (d *Dir) occupied(name string) bool {
+// unoccupied makes sure that nothing is staged in the subdirectory of that name: unix.ENOTEMPTY.
+func (d *Dir) unoccupied(name string) error {
 	var s unix.Statx_t
-	if d.o.sys.Stat(d.fd, name, &s) != nil {
-		return false
+	if err := d.o.sys.Stat(d.fd, name, &s); err != nil {
+		return err
 	}
 	d.o.mu.Lock()
 	defer d.o.mu.Unlock()
-	sub := d.o.dirs[IdentOf(&s)]
-	return sub != nil && sub.live.Load() > 0
+	if sub := d.o.dirs[IdentOf(&s)]; sub != nil && sub.live.Load() > 0 {
+		return unix.ENOTEMPTY
+	}
+	return nil
 }
 
 // Rename is renameat2(2), for versions and reserved names alike. Files staged for the old name follow it; those staged
@@ -214,8 +216,10 @@ func (d *Dir) Rename(name string, nd *Dir, nname string, flags uint, c Caller) (
 	if terr == nil && moved == back {
 		return moved, back, nil // two names of one file: rename(2) does nothing then
 	}
-	if terr == nil && to.Mode&unix.S_IFMT == unix.S_IFDIR && flags&unix.RENAME_EXCHANGE == 0 && nd.occupied(nname) {
-		return moved, back, unix.ENOTEMPTY
+	if terr == nil && to.Mode&unix.S_IFMT == unix.S_IFDIR && flags&unix.RENAME_EXCHANGE == 0 {
+		if err := nd.unoccupied(nname); err != nil {
+			return moved, back, err
+		}
 	}
 	rename := func() error { return d.o.sys.Rename(d.fd, name, nd.fd, nname, flags) }
 	if reserved && flags&unix.RENAME_EXCHANGE != 0 { // with a file that has no version yet

@@ -250,3 +250,80 @@ func (s *oneFault) OpenBeneath(dir int, path string, flags int) (int, error) {
 	}
 	return s.Linux.OpenBeneath(dir, path, flags)
 }
+
+func (s *oneFault) Fallocate(fd int, mode uint32, off, n int64) error {
+	if err := s.op("fallocate"); err != nil {
+		return err
+	}
+	return s.Linux.Fallocate(fd, mode, off, n)
+}
+
+func (s *oneFault) Leased(fd int) (bool, error) {
+	if err := s.op("leased"); err != nil {
+		return false, err
+	}
+	return s.Linux.Leased(fd)
+}
+
+func (s *oneFault) Chown(fd int, uid, gid int) error {
+	if err := s.op("chown"); err != nil {
+		return err
+	}
+	return s.Linux.Chown(fd, uid, gid)
+}
+
+func (s *oneFault) Removexattr(fd int, name string) error {
+	if err := s.op("removexattr"); err != nil {
+		return err
+	}
+	return s.Linux.Removexattr(fd, name)
+}
+
+func (s *oneFault) InodeFlags(fd int) (int, error) {
+	if err := s.op("inodeflags"); err != nil {
+		return 0, err
+	}
+	return s.Linux.InodeFlags(fd)
+}
+
+func (s *oneFault) Mknod(dir int, name string, mode uint32, rdev uint64) error {
+	if err := s.op("mknod"); err != nil {
+		return err
+	}
+	return s.Linux.Mknod(dir, name, mode, rdev)
+}
+
+func (s *oneFault) Symlink(target string, dir int, name string) error {
+	if err := s.op("symlink"); err != nil {
+		return err
+	}
+	return s.Linux.Symlink(target, dir, name)
+}
+
+func (s *oneFault) Readlink(dir int, name string, p []byte) (int, error) {
+	if err := s.op("readlink"); err != nil {
+		return 0, err
+	}
+	return s.Linux.Readlink(dir, name, p)
+}
+
+func (s *oneFault) Path(fd int) (string, error) {
+	if err := s.op("path"); err != nil {
+		return "", err
+	}
+	return s.Linux.Path(fd)
+}
+
+func (s *oneFault) As(c Cred, f func() error) error {
+	if err := s.op("as"); err != nil {
+		return err
+	}
+	return s.Linux.As(c, f)
+}
+
+func (s *oneFault) AsWriter(c Cred, f func() error) error {
+	if err := s.op("aswriter"); err != nil {
+		return err
+	}
+	return s.Linux.AsWriter(c, f)
+}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"untorn/txn/proc"
+	"untorn/txn/spare"
 )
 
 // Hidden is the name of untorn's own directory at the root of each filesystem of the backing. The name is reserved in
@@ -37,7 +40,8 @@ type Options struct {
 
 // Overlay is one backing directory with everything that is staged on it. All methods may be called concurrently.
 type Overlay struct {
-	sys    Sys
+	sys    Sys // for what is given back at once; keep is for what is kept
+	keep   Sys
 	opt    Options
 	log    *slog.Logger
 	newest proc.Newest
@@ -51,6 +55,7 @@ type Overlay struct {
 	dirs    map[Ident]*Dir      // GUARDED_BY(mu)
 	known   map[storeKey]int    // GUARDED_BY(mu); how many of dirs lie on a filesystem
 	stores  map[storeKey]*Store // GUARDED_BY(mu)
+	gone    []*Store            // GUARDED_BY(mu); stores that were removed by hand
 	staged  map[*Staged]bool    // GUARDED_BY(mu); every staged file that has not come to its end
 	watched []watched           // GUARDED_BY(mu); published files whose RELEASE has yet to come, oldest first
 	// describing: describe will run. GUARDED_BY(mu)
@@ -74,12 +79,13 @@ func Open(ctx context.Context, fd int, opt Options) (*Overlay, error) {
 	if opt.Rules == nil {
 		opt.Rules = DefaultRules()
 	}
+	spare.Fill()
 	newest, err := proc.OpenNewest()
 	if err != nil {
 		return nil, fmt.Errorf("opening /proc/loadavg: %w", err)
 	}
 	o := &Overlay{
-		sys: opt.Sys, opt: opt, log: opt.Log, newest: newest,
+		sys: brief{opt.Sys}, keep: lasting{opt.Sys}, opt: opt, log: opt.Log, newest: newest,
 		dirs:    map[Ident]*Dir{},
 		known:   map[storeKey]int{},
 		stores:  map[storeKey]*Store{},
@@ -110,7 +116,7 @@ func (o *Overlay) Recovered() int { return int(o.saved.Load()) }
 func (o *Overlay) Root() *Dir { return o.root }
 
 // Sys is the system below, for the verbs that have nothing to do with staging.
-func (o *Overlay) Sys() Sys { return o.sys }
+func (o *Overlay) Sys() Sys { return o.keep }
 
 // Rules are the rules in force.
 func (o *Overlay) Rules() *Rules { return o.opt.Rules }
@@ -122,7 +128,7 @@ func (o *Overlay) Scratch() (int, error) {
 		return -1, err
 	}
 	name := s.next()
-	fd, err := o.sys.Open(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	fd, err := o.keep.Open(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return -1, fmt.Errorf("making a scratch file: %w", err)
 	}
@@ -142,8 +148,8 @@ func (o *Overlay) Close() error {
 		st.abandon("the mount ended while the file was open")
 	}
 	o.mu.Lock()
-	stores := o.stores
-	o.stores = map[storeKey]*Store{}
+	stores := slices.AppendSeq(o.gone, maps.Values(o.stores))
+	o.stores, o.gone = map[storeKey]*Store{}, nil
 	o.mu.Unlock()
 	var first error
 	for _, s := range stores {
@@ -258,8 +264,8 @@ type Caller struct {
 }
 
 // undecidedWait is how long others wait for a staged file whose last close cannot be told from an earlier one: the
-// RELEASE that decides arrives within tens of microseconds if it was the last.
-const undecidedWait = 10 * time.Millisecond
+// RELEASE that decides arrives within tens of microseconds if it was the last. Tests that are not about time change it.
+var undecidedWait = 10 * time.Millisecond
 
 // Mounted tells which device the overlay is seen as, to recognise descriptors of it in /proc.
 func (o *Overlay) Mounted(dev uint64) { o.mount.Store(dev) }

@@ -52,6 +52,9 @@ func (st *Staged) publish() error {
 	if err == errGone {
 		return st.drop() // unlinked on the way, like any file
 	}
+	if errors.Is(err, unix.ENOENT) && st.lost() {
+		return st.publishLost()
+	}
 	if err != nil {
 		return st.giveUp(fmt.Errorf("putting it in place: %w", err))
 	}
@@ -186,12 +189,19 @@ func (st *Staged) giveUp(why error) error {
 		Path: st.path(), Time: time.Now(), Pid: st.pid(), Command: st.commandLine(st.pid()), Reason: why.Error(),
 	}
 	id, err := st.store.keep(st.temp, rec)
+	if err != nil {
+		id, err = st.keepLost(rec, err)
+	}
 	st.leave(Salvaged)
 	if err != nil {
-		// It stays in the stage.
-		st.store.unkept.add(st.temp, rec)
-		st.o.log.Error("not published, and not salvaged either: it stays in the stage", "path", rec.Path,
-			"pid", rec.Pid, "reason", why, "err", err)
+		left := "it stays in the stage"
+		if st.lost() {
+			left = "it was removed from the stage, and is lost"
+		} else {
+			st.store.unkept.add(st.temp, rec)
+		}
+		st.o.log.Error("not published, and not salvaged either: "+left, "path", rec.Path, "pid", rec.Pid,
+			"reason", why, "err", err)
 	} else {
 		st.o.log.Warn("not published; its bytes are in the salvage", "path", rec.Path, "pid", rec.Pid,
 			"command", rec.Command, "bytes", s.Size, "reason", why, "id", id)
@@ -297,7 +307,14 @@ func (st *Staged) Sync(data bool) error {
 		return nil
 	}
 	if st.o.opt.PublishOnFsync {
-		return st.publishCopy()
+		st.probe(Caller{Cred: st.cred, Tid: st.pid()})
+		if err := st.poisoned(); err != nil {
+			return err
+		}
+		if err := st.publishCopy(); err != nil || st.o.opt.Durability == Full {
+			return err
+		}
+		// The name of the version is not durable; the staged file will be.
 	}
 	if err := st.store.syncOrigins(); err != nil {
 		return err

@@ -27,12 +27,15 @@ func (r *reserve) fill(s *Store) {
 		return
 	}
 	sys := s.o.sys
-	fd, err := sys.Open(s.fd, reserveName, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	fd, err := s.o.keep.Open(s.fd, reserveName, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return
 	}
-	sys.Unlink(s.fd, reserveName)
-	if err := sys.Fallocate(fd, 0, 0, reserveSize); err != nil {
+	// With a name it would be taken for a temp by a recovery. An empty one is not.
+	if err = sys.Unlink(s.fd, reserveName); err == nil {
+		err = sys.Fallocate(fd, 0, 0, reserveSize)
+	}
+	if err != nil {
 		sys.Close(fd)
 		return
 	}

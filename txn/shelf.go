@@ -334,11 +334,19 @@ func (s shelf) put(from int, name string, at int, rec Record) (Record, error) {
 	if err != nil {
 		return rec, err
 	}
-	if err := renameNew(s.sys, from, name, s.dir, rec.ID); err != nil {
+	if err := s.fetch(from, name, rec.ID); err != nil {
 		s.sys.Unlink(s.dir, rec.ID+recordSuffix)
 		return rec, fmt.Errorf("moving temp %s to the salvage: %w", name, err)
 	}
 	return rec, nil
+}
+
+// fetch moves bytes in whose record is there. The record is made durable before: filesystems keep no order between the
+// two names, and bytes that come alone after a power cut have lost their path. Should the fsync fail, that may still
+// happen, and is better than to leave the bytes behind.
+func (s shelf) fetch(from int, name string, id string) error {
+	s.sys.Fsync(s.dir)
+	return renameNew(s.sys, from, name, s.dir, id)
 }
 
 // remove gives an entry up: the bytes, then the record. False without an error: somebody else has removed it.

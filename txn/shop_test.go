@@ -155,7 +155,7 @@ func newShop(t *testing.T) *shop {
 func (s *shop) open() {
 	s.t.Helper()
 	s.sys.fail = nil
-	o := &Overlay{sys: s.sys, log: slog.New(slog.NewTextHandler(&s.log, nil))}
+	o := &Overlay{sys: s.sys, keep: s.sys, log: slog.New(slog.NewTextHandler(&s.log, nil))}
 	base, err := openBase(s.sys, s.dir, true)
 	must(s.t, err)
 	s.Store = &Store{o: o, base: base, fd: -1, salvage: -1, origins: -1}

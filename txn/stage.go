@@ -183,17 +183,7 @@ func (d *Dir) fill(st *Staged, name string, flags int, c Caller) (*Writer, error
 
 // prepare runs what makes the temp, and enters the first writer, or takes the name back if it fails.
 func (st *Staged) prepare(d *Dir, flags int, c Caller, do func() error) (*Writer, error) {
-	store, err := st.o.store(d)
-	if err == nil {
-		st.store = store
-		st.temp = store.next()
-		err = do()
-	}
-	if full(err) && store.room() > 0 { // the salvage gives way
-		st.unmakeTemp()
-		st.temp = store.next()
-		err = do()
-	}
+	err := st.make(d, do)
 	if err == nil && st.o.opt.Passthrough {
 		err = st.demote()
 	}
@@ -207,13 +197,40 @@ func (st *Staged) prepare(d *Dir, flags int, c Caller, do func() error) (*Writer
 	st.enter(w)
 	if len(st.places) == 0 { // unlinked while the temp was being made
 		st.to(Detached)
-		st.o.sys.Unlink(store.fd, st.temp)
+		st.o.sys.Unlink(st.store.fd, st.temp)
 	}
 	st.mu.Unlock()
 	st.o.enlist(st)
 	st.note()
 	close(st.ready)
 	return w, nil
+}
+
+// make runs what makes the temp in the stage of d.
+func (st *Staged) make(d *Dir, do func() error) error {
+	store, err := st.o.store(d)
+	if err != nil {
+		return err
+	}
+	try := func() error {
+		st.unmakeTemp()
+		st.store, st.temp = store, store.next()
+		return do()
+	}
+	err = try()
+	for range 5 { // a removal may be under way yet
+		if !errors.Is(err, unix.ENOENT) || !store.gone() {
+			break
+		}
+		if store, err = st.o.renew(d, store); err != nil {
+			return err
+		}
+		err = try()
+	}
+	if full(err) && store.room() > 0 { // the salvage gives way
+		err = try()
+	}
+	return err
 }
 
 // unmakeTemp takes back what a failed attempt to make the temp left.
@@ -256,7 +273,7 @@ func (st *Staged) withdraw() {
 // demote exchanges our writable descriptor for one that only reads: with passthrough nobody writes through it, and a
 // read lease, which tells whether a mapping is left, is refused while any writable one is open.
 func (st *Staged) demote() error {
-	fd, err := st.o.sys.Reopen(st.fd, unix.O_RDONLY)
+	fd, err := st.o.keep.Reopen(st.fd, unix.O_RDONLY)
 	if err == unix.EACCES {
 		return nil // a mode that lets not even the owner read, and no privileges: keep the one there is
 	}

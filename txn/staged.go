@@ -296,6 +296,13 @@ func (st *Staged) Poison(err error) {
 	}
 }
 
+// poisoned is why it must not be published, or nil.
+func (st *Staged) poisoned() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.poison
+}
+
 // Info describes a staged file for people.
 type Info struct {
 	Path    string

@@ -245,8 +245,16 @@ func checkFormat(sys Sys, base int, create bool) error {
 	if v > Format {
 		return fmt.Errorf("%w: it is format %d, this untorn knows up to %d", ErrFormat, v, Format)
 	}
+	if create {
+		settleFormat(sys, base)
+	}
 	return nil
 }
+
+// settleFormat makes the name of the format file durable before anything is put beside it: after a power cut that took it
+// alone, nobody would know what the rest is. It may have been written by a daemon that died just then. Should the fsync
+// fail, a close in Full will fail for the same reason.
+func settleFormat(sys Sys, base int) { sys.Fsync(base) }
 
 func finishFormat(sys Sys, base int, create bool) error {
 	ok, err := fresh(sys, base)
@@ -261,7 +269,11 @@ func finishFormat(sys Sys, base int, create bool) error {
 	}
 	done := writing(sys, base)
 	defer done()
-	return writeFile(sys, base, formatName, fmt.Appendf(nil, "untorn %d\n", Format))
+	if err := writeFile(sys, base, formatName, fmt.Appendf(nil, "untorn %d\n", Format)); err != nil {
+		return err
+	}
+	settleFormat(sys, base)
+	return nil
 }
 
 // fresh reports whether nothing but what a first mount makes is in .untorn, and no bytes of anybody.
@@ -436,9 +448,11 @@ func (s *Store) enter(stage int) error {
 // close removes the instance if it is empty, which it is unless something could not be salvaged.
 func (s *Store) close() error {
 	sys := s.o.sys
-	s.reserve.spend(sys)
 	if s.fd >= 0 && s.origins >= 0 {
 		s.keepUnkept()
+	}
+	s.reserve.spend(sys) // which salvaging takes again
+	if s.fd >= 0 && s.origins >= 0 {
 		if left, err := names(sys, s.fd); err == nil && len(left) == 1 && left[0] == originsName {
 			sys.Unlink(s.fd, originsName)
 			if stage, err := sys.Open(s.base, stageName, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err == nil {
@@ -447,7 +461,8 @@ func (s *Store) close() error {
 			}
 		}
 	}
-	s.noting.Lock() // whoever notes an origin late must not write to a descriptor that is another by then
+	s.reserve.spend(sys) // after the last that was kept, which takes it again
+	s.noting.Lock()      // whoever notes an origin late must not write to a descriptor that is another by then
 	defer s.noting.Unlock()
 	s.keepMu.Lock()
 	defer s.keepMu.Unlock()

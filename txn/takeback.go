@@ -68,8 +68,9 @@ func (o *Overlay) releaseWatched() {
 }
 
 // TakeBack stages a file again that was published although somebody can still write to it. It does nothing when all
-// writers are gone. On failure the version stays as it is, and what is still written changes it in place; that is logged.
-func (st *Staged) TakeBack() {
+// writers are gone. On failure the version stays as it is; what is still written with passthrough changes it in place, and
+// without must be refused. It is logged.
+func (st *Staged) TakeBack() error {
 	st.backMu.Lock()
 	defer st.backMu.Unlock()
 	st.mu.Lock()
@@ -80,16 +81,21 @@ func (st *Staged) TakeBack() {
 	}
 	st.mu.Unlock()
 	if !needed {
-		return
+		return nil
 	}
 	defer at.dir.Release()
 	if !st.o.busy() {
-		return
+		return ErrClosed
 	}
 	defer st.o.pending.Done()
-	if err := st.takeBack(at.dir, at.name); err != nil && err != errReplaced {
+	err := st.takeBack(at.dir, at.name)
+	if err == errReplaced {
+		return nil // nobody sees what is written
+	}
+	if err != nil {
 		st.o.log.Error("a file is still being written after it was published", "path", at.dir.Path(at.name), "err", err)
 	}
+	return err
 }
 
 // errReplaced: the version is not the one any more that was to be replaced, so nothing is.
@@ -103,7 +109,7 @@ func (st *Staged) takeBack(d *Dir, name string) error {
 	defer st.Unhold()
 	sys := st.o.sys
 	temp := st.store.next()
-	if err := sys.LinkFd(fd, st.store.fd, temp); err == unix.ENOENT {
+	if err := sys.LinkFd(fd, st.store.fd, temp); err == unix.ENOENT && !st.store.gone() {
 		return nil // it has no name any more, so nobody sees what is written
 	} else if err != nil {
 		return fmt.Errorf("linking it into the stage: %w", err)

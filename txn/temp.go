@@ -15,7 +15,7 @@ func (st *Staged) makeNew(d *Dir, mode, umask uint32, c Caller) error {
 	perm := d.createMode(mode&0o7777, umask)
 	if !st.store.noTmpfile.Load() {
 		err := sys.As(c.Cred, func() (err error) {
-			st.fd, err = sys.Open(d.fd, ".", unix.O_TMPFILE|unix.O_RDWR, perm)
+			st.fd, err = st.o.keep.Open(d.fd, ".", unix.O_TMPFILE|unix.O_RDWR, perm)
 			return err
 		})
 		if err == nil {
@@ -79,7 +79,7 @@ func (st *Staged) makeInTwin(d *Dir, perm uint32, c Caller) error {
 		return err
 	}
 	err = sys.As(c.Cred, func() (err error) {
-		st.fd, err = sys.Open(fd, st.temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, perm)
+		st.fd, err = st.o.keep.Open(fd, st.temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, perm)
 		return err
 	})
 	if err != nil {
@@ -205,7 +205,7 @@ func (st *Staged) makeLike(d *Dir, base int, bytes bool) error {
 func (st *Staged) makeBare(d *Dir) (int, error) {
 	sys := st.o.sys
 	if d.handsDownProject() {
-		fd, err := sys.Open(d.fd, ".", unix.O_TMPFILE|unix.O_RDWR, 0o600)
+		fd, err := st.o.keep.Open(d.fd, ".", unix.O_TMPFILE|unix.O_RDWR, 0o600)
 		if err != nil {
 			return -1, err
 		}
@@ -215,7 +215,7 @@ func (st *Staged) makeBare(d *Dir) (int, error) {
 		}
 		return fd, nil
 	}
-	return sys.Open(st.store.fd, st.temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	return st.o.keep.Open(st.store.fd, st.temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 }
 
 // handsDownProject reports whether new files in d get its project id (FS_XFLAG_PROJINHERIT). It is looked up once.

@@ -29,7 +29,8 @@ func tellNested(backing *os.File, dir string) {
 		}
 		told[rel] = true
 		if n := keptBelow(backing, rel); n > 0 {
-			notice("%s has a salvage of its own, with %s: untorn salvage list %s", rel, count(n, "entry", "entries"), filepath.Join(dir, rel))
+			notice("%s has a salvage of its own, with %s: untorn salvage list %s",
+				rel, count(n, "entry", "entries"), filepath.Join(dir, rel))
 		}
 	}
 }

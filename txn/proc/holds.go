@@ -59,40 +59,27 @@ const manyDescriptors = 512
 // eachFdinfo asks about every descriptor of a process, until the answer is not No.
 func eachFdinfo(tid uint32, ask func(text []byte) Answer) Answer {
 	base := dir(tid) + "/fdinfo/"
-	d, err := unix.Open(base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	names, err := list(base)
 	if err == unix.ENOENT || err == unix.ESRCH {
-		return No
+		return No // it exited, perhaps while we were reading
 	}
 	if err != nil {
 		return Unknown
 	}
-	defer unix.Close(d)
-	var ents [4096]byte
 	var buf [512]byte
-	for {
-		n, err := unix.Getdents(d, ents[:])
+	for _, name := range names {
+		text, err := read(base+name, buf[:])
 		if err == unix.ENOENT || err == unix.ESRCH {
-			return No // it exited while we were reading
+			continue // closed meanwhile
 		}
 		if err != nil {
 			return Unknown
 		}
-		if n == 0 {
-			return No
-		}
-		for _, name := range direntNames(ents[:n]) {
-			text, err := read(base+name, buf[:])
-			if err == unix.ENOENT || err == unix.ESRCH {
-				continue // closed meanwhile
-			}
-			if err != nil {
-				return Unknown
-			}
-			if a := ask(text); a != No {
-				return a
-			}
+		if a := ask(text); a != No {
+			return a
 		}
 	}
+	return No
 }
 
 // direntNames lists the numeric names in a getdents buffer.
@@ -234,17 +221,11 @@ func HeldBy(pid uint32, f File) Answer {
 	if p, err := Of(pid); err != nil || !p.Exiting {
 		return No
 	}
-	d, err := unix.Open(dir(pid)+"/task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	names, err := list(dir(pid) + "/task")
 	if err != nil {
 		return No
 	}
-	defer unix.Close(d)
-	var ents [4096]byte
-	n, err := unix.Getdents(d, ents[:])
-	if err != nil {
-		return No
-	}
-	for _, name := range direntNames(ents[:n]) {
+	for _, name := range names {
 		tid := uint32(number([]byte(name)))
 		if tid != pid {
 			if p, err := Of(tid); err == nil && !p.Exiting {

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"untorn/txn/spare"
 )
 
 // root is where procfs is mounted.
@@ -26,11 +28,11 @@ func dir(tid uint32) string { return root + strconv.FormatUint(uint64(tid), 10) 
 
 // read returns the content of a small file of /proc, using buf where it suffices.
 func read(path string, buf []byte) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := open(path, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
+	defer spare.Close(fd, unix.Close)
 	n := 0
 	for {
 		m, err := unix.Read(fd, buf[n:])
@@ -47,6 +49,29 @@ func read(path string, buf []byte) ([]byte, error) {
 		if n == len(buf) {
 			buf = append(buf, make([]byte, len(buf))...)
 		}
+	}
+}
+
+// open opens a file of /proc, also when the process has no descriptor left: that must keep nobody from publishing. It is
+// to be given back by spare.Close before anything else is opened.
+func open(path string, flags int) (int, error) {
+	return spare.Brief(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|flags, 0) })
+}
+
+// list returns the numeric names in a directory of /proc.
+func list(path string) (names []string, err error) {
+	d, err := open(path, unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer spare.Close(d, unix.Close)
+	var ents [8192]byte
+	for {
+		n, err := unix.Getdents(d, ents[:])
+		if err != nil || n == 0 {
+			return names, err
+		}
+		names = append(names, direntNames(ents[:n])...)
 	}
 }
 
@@ -212,24 +237,14 @@ func Since(after, newest uint32) (pids []uint32, err error) {
 		}
 		return pids, nil
 	}
-	d, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(d)
-	var ents [8192]byte
-	for {
-		m, err := unix.Getdents(d, ents[:])
-		if err != nil || m == 0 {
-			return pids, err
-		}
-		for _, name := range direntNames(ents[:m]) {
-			pid := number([]byte(name))
-			if pid > 0 && (uint32(pid)+limit-after-1)%limit < n {
-				pids = append(pids, uint32(pid))
-			}
+	all, err := list(root)
+	for _, name := range all {
+		pid := number([]byte(name))
+		if pid > 0 && (uint32(pid)+limit-after-1)%limit < n {
+			pids = append(pids, uint32(pid))
 		}
 	}
+	return pids, err
 }
 
 // MaxPid is where pids wrap around (/proc/sys/kernel/pid_max).
