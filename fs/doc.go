@@ -42,7 +42,7 @@
 // # When the serving process dies
 //
 // The kernel ends the connection when its last descriptor is closed: whoever waits for an answer gets ECONNABORTED, and
-// then everybody ENOTCONN. The next process recovers what was staged, and its mount takes the place of the dead one (see
+// then everybody ENOTCONN. (A thread that is in an fsync of a slow disk holds it until that returns.) The next process recovers what was staged, and its mount takes the place of the dead one (see
 // cmd/untorn/replace.go). Descriptors that were open stay on the dead mount. With passthrough their reads and writes go on
 // to the backing file, which for a staged file is in the salvage then; fsync and close return ENOTCONN. A database is a
 // version, and locks live on the dead mount, so it is refused to writers until those have closed it (txn.ErrRival).

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -131,17 +132,20 @@ func versions(content []byte) (all []int, err error) {
 // perFile is how many records "append" puts into a file before it truncates it.
 const perFile = 8
 
-// load is the program. At each line on stdin, which tells the version that there is, it works until the daemon dies, and then
-// prints its state.
+// load is the program. At each line on stdin, which tells the version that there is, it works until the daemon dies or it is
+// signalled, and then prints its state.
 func load(args []string) {
 	dir, kind := args[0], args[1]
 	s := loadState{Kind: kind}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGUSR1)
+	check(json.NewEncoder(os.Stdout).Encode(s)) // ready for signals
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		var err error
 		s.Acked, err = strconv.Atoi(lines.Text())
 		check(err)
 		s.Begun, s.Written = s.Acked, 0
-		for {
+		for len(stop) == 0 {
 			var err error
 			if kind == "read" {
 				err = s.read(dir)
@@ -152,6 +156,10 @@ func load(args []string) {
 				break
 			}
 			check(err)
+		}
+		select {
+		case <-stop:
+		default: // if it comes late, it ends the next run early
 		}
 		check(json.NewEncoder(os.Stdout).Encode(s))
 	}
@@ -239,6 +247,11 @@ func startPrograms(t testing.TB, dir string) *programs {
 		}
 		p.cmds, p.to, p.from = append(p.cmds, cmd), append(p.to, to), append(p.from, json.NewDecoder(from))
 	}
+	for i, from := range p.from {
+		if err := from.Decode(&p.states[i]); err != nil {
+			t.Fatalf("%s: %v", loadKinds[i], err)
+		}
+	}
 	return p
 }
 
@@ -251,9 +264,13 @@ func (p *programs) run(t testing.TB) {
 	}
 }
 
-// await returns the states of all when the daemon's death has reached them.
+// await returns the states of all when the daemon's death has reached them. Who was between two calls while it was dead has
+// not noticed, and is told.
 func (p *programs) await(t testing.TB) []loadState {
 	t.Helper()
+	for _, cmd := range p.cmds {
+		cmd.Process.Signal(syscall.SIGUSR1)
+	}
 	for i, from := range p.from {
 		p.states[i] = loadState{}
 		if err := from.Decode(&p.states[i]); err != nil {

@@ -9,6 +9,7 @@
 //	UNTORN_TEST_NATIVE=1  hand out plain directories without a mount: tests of plain
 //	                      behaviour pass, tests of a promise fail. It proves that
 //	                      they can.
+//	UNTORN_TEST_CUT       one power cut to judge again; a failed one prints it
 package tests
 
 import (

@@ -84,13 +84,20 @@ func TestCallersAreFreed(t *testing.T) {
 	needUntorn(t)
 	eachPath(t, func(t *testing.T, flags []string) {
 		m := newMount(t, flags...)
-		sh(t, m.Dir, "echo old > f")
-		if err := syscall.Kill(m.server, syscall.SIGSTOP); err != nil {
+		// Each in a directory of its own: they would wait for each other's locks.
+		scripts := []string{`ls -la d0`, `echo x > d1/f`, `echo x > d2/new`, `mv d3/f d3/g`, `cat d4/f`, `mkdir d5/d`, `truncate -s 1 d6/f`}
+		for i := range scripts {
+			mustMkdir(t, m.real(fmt.Sprintf("d%d", i)))
+			m.put(t, fmt.Sprintf("d%d/f", i), "old\n")
+		}
+		stopped := m.server
+		if err := syscall.Kill(stopped, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { syscall.Kill(stopped, syscall.SIGCONT) })
 		var waiting []*exec.Cmd
-		for _, script := range []string{`ls -la "$0"`, `echo x > "$0/f"`, `echo x > "$0/new"`, `mv "$0/f" "$0/g"`, `cd "$0"`, `mkdir "$0/d"`} {
-			cmd := command(t, "bash", "-c", script, m.Dir)
+		for _, script := range scripts {
+			cmd := command(t, "bash", "-c", `cd "$0"; `+script, m.Dir)
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
@@ -104,7 +111,7 @@ func TestCallersAreFreed(t *testing.T) {
 			}
 		}
 		m.awaitServer(t)
-		sh(t, m.Dir, `[ "$(cat f)" = old ]; echo new > f; [ "$(cat f)" = new ]`)
+		sh(t, m.Dir, `for i in {0..6}; do [ "$(cat d$i/f)" = old ]; echo new > d$i/f; [ "$(cat d$i/f)" = new ]; done`)
 	})
 }
 
@@ -232,7 +239,7 @@ func TestCrashLoop(t *testing.T) {
 	}
 	m.killed = true
 	m.awaitEnd(t)
-	if code := m.daemon.ProcessState.ExitCode(); code != 8 {
+	if code := m.daemon.ProcessState.ExitCode(); code != 9 {
 		t.Errorf("exit code %d", code)
 	}
 	if fuseDevice(m.Dir) != "" {

@@ -3,6 +3,7 @@ package txn
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -32,28 +33,61 @@ func (p *Plan) apply(sys Sys, base int) (Report, error) {
 			sys.Close(run.salvage)
 		}
 	}()
-	var failed []error
-	for _, a := range p.Actions {
-		if err := run.do(a); err != nil {
-			run.stuck[a.Instance] = true
-			if errors.Is(err, unix.EROFS) {
-				err = fmt.Errorf("%w: %w", ErrReadOnly, err)
-			}
-			failed = append(failed, fmt.Errorf("to %s: %w", a, err))
+	for rest := p.Actions; len(rest) > 0; {
+		n := slices.IndexFunc(rest, func(a Action) bool { return a.Step != Keep })
+		if n < 0 {
+			n = len(rest)
+		}
+		run.keepAll(rest[:n])
+		if rest = rest[n:]; len(rest) > 0 {
+			run.try(rest[0])
+			rest = rest[1:]
 		}
 	}
-	return run.report, errors.Join(failed...)
+	slices.SortFunc(run.report.Entries, func(a, b Record) int { return strings.Compare(a.ID, b.ID) })
+	run.harden()
+	return run.report, errors.Join(run.failed...)
+}
+
+// try does one action and notes its failure.
+func (r *recovery) try(a Action) {
+	err := r.do(a)
+	if err == nil {
+		return
+	}
+	if errors.Is(err, unix.EROFS) {
+		err = fmt.Errorf("%w: %w", ErrReadOnly, err)
+	}
+	r.stuck[a.Instance] = true
+	r.failed = append(r.failed, fmt.Errorf("to %s: %w", a, err))
+}
+
+// harden makes what was salvaged durable, of which nobody may have synced the bytes: whoever reads the report takes them
+// for saved.
+func (r *recovery) harden() {
+	if r.report.Salvaged == 0 {
+		return
+	}
+	if err := r.sys.Syncfs(r.salvage); err != nil {
+		r.problem("what was salvaged may not survive a power cut: %v", err)
+	}
 }
 
 // recovery is an apply under way.
 type recovery struct {
 	sys     Sys
 	base    int
-	salvage int // opened at first use
 	plan    *Plan
-	report  Report
 	newest  newest
+	salvage int // opened at first use
+	report  Report
+	failed  []error
 	stuck   map[string]bool // instances in which something had to stay
+}
+
+// problem puts something into the report.
+func (r *recovery) problem(format string, args ...any) {
+	r.report.Problems = append(r.report.Problems, fmt.Sprintf(format, args...))
 }
 
 func (r *recovery) do(a Action) error {
@@ -94,7 +128,7 @@ func (r *recovery) do(a Action) error {
 // stay notes that something of an instance is left as it is.
 func (r *recovery) stay(a Action, why string) {
 	r.stuck[a.Instance] = true
-	r.report.Problems = append(r.report.Problems, fmt.Sprintf("%s/%s/%s/%s stays: %s", Hidden, stageName, a.Instance, a.Name, why))
+	r.problem("%s/%s/%s/%s stays: %s", Hidden, stageName, a.Instance, a.Name, why)
 }
 
 // locate opens the directory that an action is about. done closes it, if it was opened for this.
@@ -140,13 +174,16 @@ func (r *recovery) temp(a Action) error {
 		r.stay(a, "there is no space for its record")
 		return nil
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		r.kept(rec)
 	}
+	return err
+}
+
+func (r *recovery) kept(rec Record) {
 	r.report.Salvaged++
 	r.report.Bytes += rec.Size
 	r.report.Entries = append(r.report.Entries, rec)
-	return nil
 }
 
 func (r *recovery) drop(a Action, dir int, name string, now *unix.Statx_t) error {
@@ -163,9 +200,9 @@ func (r *recovery) drop(a Action, dir int, name string, now *unix.Statx_t) error
 
 // keep moves a temp to the salvage; under an id that a record has already, if it was interrupted there before.
 func (r *recovery) keep(dir int, name string, held int, rec Record) (Record, error) {
-	s := shelf{sys: r.sys, dir: r.salvage, newest: &r.newest}
+	s := shelf{r.sys, r.salvage, &r.newest}
 	if rec.ID != "" {
-		if err := renameNew(r.sys, dir, name, s.dir, rec.ID); err != unix.EEXIST {
+		if err := s.fetch(dir, name, rec.ID); err != unix.EEXIST {
 			return rec, err
 		}
 	}
@@ -185,13 +222,15 @@ func (r *recovery) warn(msg string, args ...any) {
 	for i := 0; i+1 < len(args); i += 2 {
 		msg += fmt.Sprintf(" %v=%v", args[i], args[i+1])
 	}
-	r.report.Problems = append(r.report.Problems, msg)
+	r.problem("%s", msg)
 }
 
 // open opens the salvage, made if there was none.
 func (r *recovery) open() (err error) {
 	if r.salvage < 0 {
-		r.salvage, err = subdir(r.sys, r.base, salvageName)
+		if r.salvage, err = subdir(r.sys, r.base, salvageName); err == nil {
+			_, err = shelf{r.sys, r.salvage, &r.newest}.list() // for the youngest id
+		}
 	}
 	return err
 }
@@ -242,7 +281,7 @@ func (r *recovery) adopt(id string) error {
 	case errors.Is(err, unix.EEXIST):
 		return nil
 	case full(err):
-		r.report.Problems = append(r.report.Problems, fmt.Sprintf("salvage entry %s has no record, and there is no space for one", id))
+		r.problem("salvage entry %s has no record, and there is no space for one", id)
 		return nil
 	default:
 		return err
@@ -280,7 +319,7 @@ func (r *recovery) mend(rec Record) error {
 	if err := s.rewrite(rec); !full(err) {
 		return err
 	}
-	r.report.Problems = append(r.report.Problems, fmt.Sprintf("salvage entry %s has a damaged record, and there is no space for another", rec.ID))
+	r.problem("salvage entry %s has a damaged record, and there is no space for another", rec.ID)
 	return nil
 }
 

@@ -40,12 +40,12 @@ type Finding struct {
 	Ino    uint64 // of the inode that is to be searched for
 }
 
-const (
-	// checks is how many times in a row something must be found: what a daemon, a recovery or a restore is just doing may
-	// look unfinished, and is done within milliseconds.
-	checks = 3
-	pause  = 50 * time.Millisecond
-)
+// checks is how many times in a row something must be found: what a daemon, a recovery or a restore is just doing may look
+// unfinished, and is done within milliseconds.
+const checks = 3
+
+// pause is between them; tests that wait for nobody do without.
+var pause = 50 * time.Millisecond
 
 // Check looks for what is wrong with the .untorn in dir, and changes nothing: it takes locks for an instant to see whether
 // somebody holds them, and leaves not even an access time behind where it may. What living daemons stage is not wrong. A

@@ -16,6 +16,32 @@
 // modified, empty, or unlinked by a program). After a crash of the daemon the temps are in the stage, and scan and apply
 // bring them into the salvage.
 //
+// # After a crash
+//
+// The daemon may die, or the power fail, at any system call, also in a recovery. Then, after the next recovery:
+//
+//   - No name leads to a torn version. (With None this holds only where the power stayed on, and so for all below.)
+//   - With Full each name has the version of the last close that returned 0, or one whose close had not returned. With
+//     Ordered it has one of the versions that it ever had, or none if there ever was none. What programs do to names
+//     (rename, link, unlink, mkdir) is as durable as on the backing: an fsync of the directory makes it so, and so does
+//     each publish in it with Full. If the power stayed on, the names are as they were at that call.
+//   - Bytes that a writer fsynced are at their path, or in the salvage with their path, until they are replaced, unlinked
+//     or purged: also those of a writer that was killed afterwards, and of a file that a forced restore replaces. If the
+//     power stayed on, that holds for all that was written. Of what was not synced, a power cut may leave in the salvage
+//     less, zeroes, or a mixture.
+//   - Bytes whose fsync failed are never published by a close. The salvage has them as far as they can be read; a restore
+//     of them cannot know whether a later fsync, which reports success, has written them.
+//   - PublishOnFsync: the version is as durable as a close would have made it, the staged bytes survive in any case.
+//   - Of a new file with several names, some may have been published. Then the staged file is in the salvage as well, as
+//     one more name of the same inode.
+//   - The stage is empty, each salvage entry has its record and each record its entry, and another recovery changes
+//     nothing.
+//
+// This is taken from the filesystem: rename is atomic; operations on one inode, or on one name, reach the disk in their
+// order, whatever others do; and the fsync of a directory makes the names in it durable, with that of the directory
+// itself if it is new. Nothing is taken for durable because of an fsync of something else. crash_cut_test.go has a disk
+// that gives no more than that, and the histories in this package are cut on it at every call.
+//
 // # A staged file
 //
 //	Preparing ──► Writing ──────────────► Publishing ──► Published ──► (TakeBack: Writing)
@@ -86,6 +112,15 @@
 //     EMFILE. What ends a staged file uses the descriptors of package spare: it is published at its close as ever.
 //   - The stage is removed by hand. A new one is made, and a file that was staged in the old one is published or salvaged
 //     as a copy (lost.go). Only what goes on in place (a database) cannot be one: it goes to the salvage.
+//
+// # Recovery
+//
+// scan and apply may be cut at any call, and repeated: each file is under exactly one name that tells what becomes of it,
+// and nothing that tells a path (the list of origins, a record) goes before what needs it is elsewhere. A record is durable
+// before its bytes are moved to it. Whether something is left over or being made is told by locks, never by the clock: an
+// instance of the stage is locked while its daemon lives, and .untorn and the salvage while somebody writes in them
+// outside of one. A power cut may leave zeroes for what was not synced; lists and records lose no more by it than the
+// lines that it hit. .untorn/clock remembers since when the clock has gone on without a jump, for the age of the salvage.
 //
 // # Where measurement went against the design
 //

@@ -68,6 +68,7 @@ func (Linux) CopyRange(src int, srcOff int64, dst int, dstOff int64, n int) (int
 func (Linux) Clone(dst, src int) error { return unix.IoctlFileClone(dst, src) }
 func (Linux) Fsync(fd int) error       { return unix.Fsync(fd) }
 func (Linux) Fdatasync(fd int) error   { return unix.Fdatasync(fd) }
+func (Linux) Syncfs(fd int) error      { return unix.Syncfs(fd) }
 
 // Leased: F_SETLEASE F_RDLCK fails with EAGAIN while anybody has the file open for writing, which a shared writable
 // mapping counts as (fcntl(2); verified on Linux 6.18 for mappings through FUSE passthrough).

@@ -75,6 +75,7 @@ func (s *oneFault) fsync(fd int, kind string) error {
 }
 
 func (s *oneFault) Fsync(fd int) error     { return s.fsync(fd, "fsync") }
+func (s *oneFault) Syncfs(int) error       { return s.op("syncfs") }
 func (s *oneFault) Fdatasync(fd int) error { return s.fsync(fd, "fdatasync") }
 
 func (s *oneFault) Open(dir int, name string, flags int, mode uint32) (int, error) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,10 +46,10 @@ func (st *Staged) finish(end proc.End) error {
 // publish is the commit of one file.
 func (st *Staged) publish() error {
 	if err := st.adopt(); err != nil {
-		return st.giveUp(err)
+		return st.giveUp(fmt.Errorf("publish failed: %w", err))
 	}
 	if err := st.harden(); err != nil {
-		return st.giveUp(fmt.Errorf("fsync of the file: %w", err))
+		return st.giveUp(fmt.Errorf("publish failed: fsync of the file: %w", err))
 	}
 	dirs, err := st.expose(Published)
 	defer releaseAll(dirs)
@@ -59,7 +60,7 @@ func (st *Staged) publish() error {
 		return st.publishLost()
 	}
 	if err != nil {
-		return st.giveUp(fmt.Errorf("putting it in place: %w", err))
+		return st.giveUp(fmt.Errorf("publish failed: putting it in place: %w", err))
 	}
 	if err = st.hardenDirs(dirs); err == nil {
 		st.store.keepUnkept()
@@ -189,7 +190,8 @@ func (st *Staged) giveUp(why error) error {
 		return why
 	}
 	rec := Record{
-		Path: st.path(), Time: time.Now(), Pid: st.pid(), Command: st.commandLine(st.pid()), Reason: why.Error(),
+		Path: st.path(), Time: time.Now(), Pid: st.pid(), Command: st.commandLine(st.pid()),
+		Reason: strings.TrimPrefix(why.Error(), ErrKilled.Error()+": "),
 	}
 	id, err := st.store.keep(st.temp, rec)
 	if err != nil {
@@ -208,6 +210,7 @@ func (st *Staged) giveUp(why error) error {
 	} else {
 		st.o.log.Warn("not published; its bytes are in the salvage", "path", rec.Path, "pid", rec.Pid,
 			"command", rec.Command, "bytes", s.Size, "reason", why, "id", id)
+		st.hardenKilled(why, id)
 		st.store.keepUnkept()
 	}
 	st.end(why)
@@ -311,7 +314,10 @@ func (st *Staged) Sync(data bool) error {
 		if err := st.poisoned(); err != nil {
 			return err
 		}
-		return st.publishCopy()
+		if err := st.publishCopy(); err != nil || st.o.opt.Durability == Full {
+			return err
+		}
+		// The name of the version is not durable; the staged file will be.
 	}
 	if err := st.store.syncOrigins(); err != nil {
 		return err

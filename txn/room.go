@@ -22,14 +22,19 @@ func (o *Overlay) guard() {
 		stores[st.store] = true
 	}
 	for s := range stores {
-		if s.low() {
-			s.sweep(o.opt.Limits)
-		}
+		s.giveWay()
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.guarding = len(o.staged) > 0; o.guarding {
 		time.AfterFunc(guardEvery, o.guard)
+	}
+}
+
+// giveWay gives up salvaged files if the filesystem is nearly full.
+func (s *Store) giveWay() {
+	if s.low() {
+		s.sweep(s.o.opt.Limits)
 	}
 }
 

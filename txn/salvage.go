@@ -370,16 +370,16 @@ func (s *Salvage) Restore(id string, to string, force bool) error {
 	if err != nil {
 		return fmt.Errorf("restoring %s to %q: %w", rec.ID, to, err)
 	}
-	s.sys.Unlink(s.fd, rec.ID+recordSuffix)     // a record without bytes is no entry; recovery removes it
-	if rerr := s.sys.Fsync(s.fd); rerr != nil { // of what was replaced first
-		err = rerr
-	}
-	if rerr := s.sys.Fsync(parent); rerr != nil {
-		err = rerr
+	// The record goes last, and only when the bytes are durable at their new place: until then a power cut may leave them
+	// here. A record without bytes is no entry; recovery removes it.
+	err = s.sys.Fsync(s.fd) // of what was replaced first
+	if perr := s.sys.Fsync(parent); perr != nil {
+		err = perr
 	}
 	if err != nil {
 		return fmt.Errorf("%q is restored, but may not survive a power cut: fsync of a directory: %w", to, err)
 	}
+	s.sys.Unlink(s.fd, rec.ID+recordSuffix)
 	return nil
 }
 

@@ -293,20 +293,24 @@ func (s shelf) reserve(rec Record, take func(Record) error) (Record, error) {
 
 // write writes a new record, whole or not at all.
 func (s shelf) write(at int, rec Record) error {
-	text, err := json.MarshalIndent(rec, "", "  ")
+	temp, err := s.draft(at, rec, true)
 	if err != nil {
-		return fmt.Errorf("writing the record of %s: %w", rec.ID, err)
-	}
-	name := rec.ID + recordSuffix
-	temp := name + tempMark + random()
-	if err := writeFile(s.sys, at, temp, append(text, '\n')); err != nil {
 		return err
 	}
-	if err := renameNew(s.sys, at, temp, s.dir, name); err != nil {
+	if err := renameNew(s.sys, at, temp, s.dir, rec.ID+recordSuffix); err != nil {
 		s.sys.Unlink(at, temp)
 		return fmt.Errorf("writing the record of %s: %w", rec.ID, err)
 	}
 	return nil
+}
+
+// draft writes a record under another name in the directory at, and returns that.
+func (s shelf) draft(at int, rec Record, sync bool) (temp string, err error) {
+	text, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return "", fmt.Errorf("writing the record of %s: %w", rec.ID, err)
+	}
+	return writeTemp(s.sys, at, rec.ID+recordSuffix, append(text, '\n'), sync)
 }
 
 // rewrite replaces a record.
@@ -334,11 +338,19 @@ func (s shelf) put(from int, name string, at int, rec Record) (Record, error) {
 	if err != nil {
 		return rec, err
 	}
-	if err := renameNew(s.sys, from, name, s.dir, rec.ID); err != nil {
+	if err := s.fetch(from, name, rec.ID); err != nil {
 		s.sys.Unlink(s.dir, rec.ID+recordSuffix)
 		return rec, fmt.Errorf("moving temp %s to the salvage: %w", name, err)
 	}
 	return rec, nil
+}
+
+// fetch moves bytes in whose record is there. The record is made durable before: filesystems keep no order between the
+// two names, and bytes that come alone after a power cut have lost their path. Should the fsync fail, that may still
+// happen, and is better than to leave the bytes behind.
+func (s shelf) fetch(from int, name string, id string) error {
+	s.sys.Fsync(s.dir)
+	return renameNew(s.sys, from, name, s.dir, id)
 }
 
 // remove gives an entry up: the bytes, then the record. False without an error: somebody else has removed it.

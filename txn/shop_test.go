@@ -67,6 +67,9 @@ func (b *brokenSys) Fsync(int) error {
 	return nil // no power is cut here, and thousands of these take their time
 }
 
+func (b *brokenSys) Fdatasync(fd int) error { return b.Fsync(fd) }
+func (b *brokenSys) Syncfs(fd int) error    { return b.Fsync(fd) }
+
 func (b *brokenSys) Stat(dir int, name string, st *unix.Statx_t) error {
 	if err := b.op("stat"); err != nil {
 		return err
@@ -163,7 +166,7 @@ func (s *shop) open() {
 }
 
 // quiet is an Overlay that has a log.
-func quiet(sys Sys) *Overlay { return &Overlay{sys: sys, log: slog.New(slog.DiscardHandler)} }
+func quiet(sys Sys) *Overlay { return &Overlay{sys: sys, keep: sys, log: slog.New(slog.DiscardHandler)} }
 
 // crash ends the daemon without any goodbye.
 func (s *shop) crash() {

@@ -245,8 +245,16 @@ func checkFormat(sys Sys, base int, create bool) error {
 	if v > Format {
 		return fmt.Errorf("%w: it is format %d, this untorn knows up to %d", ErrFormat, v, Format)
 	}
+	if create {
+		settleFormat(sys, base)
+	}
 	return nil
 }
+
+// settleFormat makes the name of the format file durable before anything is put beside it: after a power cut that took it
+// alone, nobody would know what the rest is. It may have been written by a daemon that died just then. Should the fsync
+// fail, a close in Full will fail for the same reason.
+func settleFormat(sys Sys, base int) { sys.Fsync(base) }
 
 func finishFormat(sys Sys, base int, create bool) error {
 	ok, err := fresh(sys, base)
@@ -261,7 +269,11 @@ func finishFormat(sys Sys, base int, create bool) error {
 	}
 	done := writing(sys, base)
 	defer done()
-	return writeFile(sys, base, formatName, fmt.Appendf(nil, "untorn %d\n", Format))
+	if err := writeFile(sys, base, formatName, fmt.Appendf(nil, "untorn %d\n", Format)); err != nil {
+		return err
+	}
+	settleFormat(sys, base)
+	return nil
 }
 
 // fresh reports whether nothing but what a first mount makes is in .untorn, and no bytes of anybody.
@@ -311,27 +323,37 @@ func emptyDir(sys Sys, dir int, name string, pass func(dir int, name string) (bo
 
 // writeFile makes a small file whole: temp, fsync, rename.
 func writeFile(sys Sys, dir int, name string, content []byte) error {
-	temp := name + ".tmp-" + random()
+	temp, err := writeTemp(sys, dir, name, content, true)
+	if err != nil {
+		return err
+	}
+	if err := sys.Rename(dir, temp, dir, name, 0); err != nil {
+		sys.Unlink(dir, temp)
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	return nil
+}
+
+// writeTemp writes what is to become the file name, and returns the name that it has until then.
+func writeTemp(sys Sys, dir int, name string, content []byte, sync bool) (temp string, err error) {
+	temp = name + tempMark + random()
 	fd, err := sys.Open(dir, temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
-		return fmt.Errorf("making %s: %w", name, err)
+		return "", fmt.Errorf("making %s: %w", name, err)
 	}
 	n, err := sys.Pwrite(fd, content, 0)
 	if err == nil && n < len(content) {
 		err = unix.ENOSPC // what a short write to a file means; the next one would say so
 	}
-	if err == nil {
+	if err == nil && sync {
 		err = sys.Fsync(fd)
 	}
 	sys.Close(fd)
-	if err == nil {
-		err = sys.Rename(dir, temp, dir, name, 0)
-	}
 	if err != nil {
 		sys.Unlink(dir, temp)
-		return fmt.Errorf("writing %s: %w", name, err)
+		return "", fmt.Errorf("writing %s: %w", name, err)
 	}
-	return nil
+	return temp, nil
 }
 
 // random is a name that nobody can guess.
@@ -449,7 +471,8 @@ func (s *Store) close() error {
 			}
 		}
 	}
-	s.noting.Lock() // whoever notes an origin late must not write to a descriptor that is another by then
+	s.reserve.spend(sys) // after the last that was kept, which takes it again
+	s.noting.Lock()      // whoever notes an origin late must not write to a descriptor that is another by then
 	defer s.noting.Unlock()
 	s.keepMu.Lock()
 	defer s.keepMu.Unlock()

@@ -26,6 +26,8 @@ type Sys interface {
 	Clone(dst, src int) error
 	Fsync(fd int) error
 	Fdatasync(fd int) error
+	// Syncfs writes the whole filesystem of fd. It fails as well when what others have written is lost (Linux 5.8).
+	Syncfs(fd int) error
 	// Leased reports whether a read lease on fd (open read-only) can be had: nobody has the file open for writing.
 	Leased(fd int) (bool, error)
 

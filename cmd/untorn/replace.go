@@ -129,6 +129,11 @@ func (a *attachment) end(lazy bool) error {
 // itself when the last descriptor of the connection is closed; but a server that is being killed keeps its descriptors for
 // as long as one of its threads cannot be interrupted. The control file belongs to the user who mounted.
 func (a *attachment) abort() error {
+	_, root, w, err := a.find()
+	if err != nil || w != there {
+		return err
+	}
+	defer unix.Close(root) // until then the number is nobody else's
 	_, minor, _ := strings.Cut(a.Device, ":")
 	return os.WriteFile("/sys/fs/fuse/connections/"+minor+"/abort", []byte("1"), 0)
 }

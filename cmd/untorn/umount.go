@@ -17,9 +17,10 @@ type umountCmd struct {
 }
 
 const (
-	// afterglow bounds the tries at a mount that is busy with nobody holding it: the kernel may still be about to give
-	// back what a process had that has just ended.
-	afterglow = 500 * time.Millisecond
+	// afterglow and leastTries bound the tries at a mount that is busy with nobody holding it: the kernel may still be about
+	// to give back what a process had that has just ended. The search for holders may take all of that time.
+	afterglow  = 500 * time.Millisecond
+	leastTries = 10
 	// goodbye bounds the wait for the daemon, which may have much to publish.
 	goodbye = 2 * time.Minute
 )
@@ -84,7 +85,8 @@ func leave() {
 }
 
 func (c *umountCmd) unmount(path string) error {
-	for end := time.Now().Add(afterglow); ; time.Sleep(20 * time.Millisecond) {
+	end := time.Now().Add(afterglow)
+	for tries := 1; ; tries++ {
 		err := unmount(path, c.Lazy)
 		switch {
 		case err == nil:
@@ -99,9 +101,11 @@ func (c *umountCmd) unmount(path string) error {
 			return err
 		}
 		// A supervisor looks at its mount for an instant when it replaces a dead one.
-		if slices.ContainsFunc(holders, func(h holder) bool { return !isSupervisor(h.PID) }) || time.Now().After(end) {
+		held := slices.ContainsFunc(holders, func(h holder) bool { return !isSupervisor(h.PID) })
+		if held || tries >= leastTries && time.Now().After(end) {
 			return busy(path, holders)
 		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 
