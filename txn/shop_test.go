@@ -166,7 +166,9 @@ func (s *shop) open() {
 }
 
 // quiet is an Overlay that has a log.
-func quiet(sys Sys) *Overlay { return &Overlay{sys: sys, keep: sys, log: slog.New(slog.DiscardHandler)} }
+func quiet(sys Sys) *Overlay {
+	return &Overlay{sys: sys, keep: sys, log: slog.New(slog.DiscardHandler)}
+}
 
 // crash ends the daemon without any goodbye.
 func (s *shop) crash() {
