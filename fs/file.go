@@ -146,6 +146,10 @@ func (f *FS) install(n *node, fl *file, out *fuse.OpenOut) fuse.Status {
 	} else if !f.passOn(n, fl, out) && n.unchanged(f, fl) {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	}
+	if fl.beside {
+		n.beside.Store(true)
+		n.keep.Store(true)
+	}
 	n.files = append(n.files, fl)
 	f.nodes.retain(n)
 	out.Fh = f.files.put(fl)

@@ -26,7 +26,9 @@ type node struct {
 
 	dir  *txn.Dir    // GUARDED_BY(nodes.mu); of a directory, opened at first use
 	uses int         // GUARDED_BY(nodes.mu); requests, open files and redirects that have it
-	keep atomic.Bool // seen or found has something to remember
+	keep atomic.Bool // seen, found or beside has something to remember
+	// beside: it was opened beside, so it may have been replaced without a lookup of its name.
+	beside atomic.Bool
 
 	mu      sync.Mutex
 	files   []*file  // GUARDED_BY(mu); open files

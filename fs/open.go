@@ -82,12 +82,29 @@ func (f *FS) openStaged(n *node, flags uint32, c txn.Caller, out *fuse.OpenOut) 
 
 // openRead opens a version for reading.
 func (f *FS) openRead(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if n.beside.Load() && !f.pins.wanted(f.thread(&in.InHeader)) && !f.leadsTo(n) {
+		// The kernel still has this node under the name, since no lookup came with the open that replaced it. Now it looks
+		// it up again. If it asks for the same node then, the caller means a descriptor of it, by /proc/self/fd.
+		return f.answer(&in.InHeader, txn.ErrStale)
+	}
 	r, err := f.reader(n)
 	if err != nil {
 		return f.answer(&in.InHeader, err)
 	}
 	out.OpenFlags |= fuse.FOPEN_NOFLUSH
 	return f.install(n, &file{f: f, n: n, flags: in.Flags, cred: f.caller(&in.InHeader).Cred, fd: r.fd, shared: r}, out)
+}
+
+// leadsTo reports whether the name that a node was found under still leads to it.
+func (f *FS) leadsTo(n *node) bool {
+	parent, name := f.nodes.at(n)
+	defer f.nodes.put(parent)
+	d, err := f.dirOf(parent)
+	if err != nil {
+		return false
+	}
+	var st unix.Statx_t
+	return d.Stat(name, &st) == nil && txn.IdentOf(&st) == n.ident
 }
 
 // openWriter opens a staged file for its writer.

@@ -120,7 +120,7 @@ func TestNoDescriptorsLeft(t *testing.T) {
 		m := newMount(t, flags...)
 		sh(t, m.Dir, "echo old > old; mkdir d")
 		limit := unix.Rlimit{Cur: 80, Max: 80}
-		if err := unix.Prlimit(m.daemon.Process.Pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+		if err := unix.Prlimit(m.server, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
 			t.Fatal(err)
 		}
 		out, err := trySh(t, m.Dir, sysPrelude+"sys manywrites d 200")
