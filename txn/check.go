@@ -114,6 +114,10 @@ type checker struct {
 	found []Finding
 	live  map[string]bool  // instances of the stage
 	links map[Ident]*links // of the files in the stage and the salvage
+	// hides: it is a FUSE filesystem. libfuse keeps a file that is unlinked while it is open under another name, which
+	// counts as a link and occupies its directory until the RELEASE, of which nobody waits for the end (fuse_lib_unlink in
+	// lib/fuse.c).
+	hides bool
 }
 
 // links are the names of an inode: how many there are, and how many of them are known.
@@ -132,6 +136,8 @@ func (c *checker) check(dir int) error {
 		return err
 	}
 	defer c.sys.Close(base)
+	var fs unix.Statfs_t
+	c.hides = c.sys.Statfs(base, &fs) == nil && fs.Type == unix.FUSE_SUPER_MAGIC
 	switch err := checkFormat(c.sys, base, false); {
 	case errors.Is(err, ErrFormat):
 		c.add(ByVersion, Hidden+"/"+formatName, "%v", err)
@@ -164,7 +170,7 @@ func (c *checker) check(dir int) error {
 		}
 	}
 	for id, l := range c.links {
-		if l.all > l.known {
+		if l.all > l.known && !c.hides {
 			c.add(BySearch, l.where, "it has another name outside of %s, under which it can be written to", Hidden)
 			c.found[len(c.found)-1].Ino = id.Ino
 		}
@@ -289,7 +295,7 @@ func (c *checker) instance(fd int, name, where string) error {
 	if err != nil {
 		return err
 	}
-	if c.live[name] {
+	if c.live[name] || (c.hides && temps == 0) {
 		return nil
 	}
 	c.add(ByRecovery, where, "its daemon is dead, and left %d files", temps)
