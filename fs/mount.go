@@ -97,7 +97,7 @@ func Open(ctx context.Context, backing int, topt txn.Options, opt Options) (*Ser
 		passthrough: topt.Passthrough,
 	}
 	f.redirects = redirects{byThread: map[thread]*redirect{}, nodes: f.nodes}
-	f.pins = pins{sys: o.Sys(), stale: map[thread]time.Time{}, held: map[uint64]*pin{}}
+	f.pins = pins{sys: o.Sys(), stale: map[thread]staleness{}, held: map[uint64]*pin{}}
 	switch {
 	case opt.NoPassthrough:
 		f.why = "it was turned off"

@@ -82,7 +82,7 @@ func (f *FS) openStaged(n *node, flags uint32, c txn.Caller, out *fuse.OpenOut) 
 
 // openRead opens a version for reading.
 func (f *FS) openRead(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if n.beside.Load() && !f.pins.wanted(f.thread(&in.InHeader)) && !f.leadsTo(n) {
+	if n.beside.Load() && !f.pins.insists(f.thread(&in.InHeader), n) && !f.leadsTo(n) {
 		// The kernel still has this node under the name, since no lookup came with the open that replaced it. Now it looks
 		// it up again. If it asks for the same node then, the caller means a descriptor of it, by /proc/self/fd.
 		return f.answer(&in.InHeader, txn.ErrStale)

@@ -17,9 +17,15 @@ import (
 type pins struct {
 	sys      txn.Sys
 	mu       sync.Mutex
-	stale    map[thread]time.Time // GUARDED_BY(mu); threads that were told ESTALE, and when
+	stale    map[thread]staleness // GUARDED_BY(mu); threads that were told ESTALE
 	held     map[uint64]*pin      // GUARDED_BY(mu); by node.id
 	sweeping bool                 // GUARDED_BY(mu)
+}
+
+// staleness is when a thread was told ESTALE, and about which node.
+type staleness struct {
+	when time.Time
+	node uint64
 }
 
 type pin struct {
@@ -34,16 +40,16 @@ const pinned = 200 * time.Millisecond
 // answer is status for what was asked of a node that may have been replaced.
 func (f *FS) answer(in *fuse.InHeader, err error) fuse.Status {
 	if errors.Is(err, txn.ErrStale) {
-		f.pins.told(f.thread(in))
+		f.pins.told(f.thread(in), in.NodeId)
 	}
 	return status(err)
 }
 
-// told notes that a thread was told ESTALE.
-func (p *pins) told(t thread) {
+// told notes that a thread was told ESTALE about a node.
+func (p *pins) told(t thread, node uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.stale[t] = time.Now()
+	p.stale[t] = staleness{time.Now(), node}
 	p.schedule()
 }
 
@@ -64,6 +70,14 @@ func (p *pins) wanted(t thread) bool {
 	}
 	_, ok := p.stale[t]
 	return ok
+}
+
+// insists reports whether a thread that was just told ESTALE about a node asks for it again.
+func (p *pins) insists(t thread, n *node) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s, ok := p.stale[t]
+	return ok && s.node == n.id
 }
 
 // hold pins a node by a descriptor that it takes over; -1 does nothing.
@@ -105,8 +119,8 @@ func (p *pins) borrow(n *node) (fd int, release func()) {
 func (p *pins) sweep() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for t, when := range p.stale {
-		if time.Since(when) >= pinned {
+	for t, s := range p.stale {
+		if time.Since(s.when) >= pinned {
 			delete(p.stale, t)
 		}
 	}
