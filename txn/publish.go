@@ -18,6 +18,7 @@ import (
 // In each failure the version that was there before still stands, whole, with one exception: when only the fsync of the
 // directory fails, the new version stands, whole, and whether it survives a power cut is not known.
 func (st *Staged) finish(end proc.End) error {
+	st.trim()
 	st.mu.Lock()
 	detached := len(st.places) == 0
 	poison := st.poison
