@@ -1,0 +1,66 @@
+package txn
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// slow is a disk on which one fsync takes as long as the test wants.
+type slow struct {
+	Linux
+	armed   atomic.Bool
+	begun   chan struct{}
+	release chan struct{}
+	err     error
+}
+
+func newSlow(err error) *slow {
+	return &slow{begun: make(chan struct{}), release: make(chan struct{}), err: err}
+}
+
+func (s *slow) Fsync(fd int) error {
+	if s.armed.CompareAndSwap(true, false) {
+		close(s.begun)
+		<-s.release
+		if s.err != nil {
+			return s.err
+		}
+	}
+	return s.Linux.Fsync(fd)
+}
+
+// publishing closes a file in the background and returns when it is on its way to the disk.
+func (s *slow) publishing(w *Writer, c Caller) (done chan error) {
+	done = make(chan error, 1)
+	s.armed.Store(true)
+	go func() { done <- w.Flush(c) }()
+	<-s.begun
+	return done
+}
+
+// TestClosesAtTheSameMoment: of two, each may be the last to its caller. Neither returns before the file is there, and both
+// say so if it is not.
+func TestClosesAtTheSameMoment(t *testing.T) {
+	for _, fails := range []error{nil, unix.EIO} {
+		sys := newSlow(fails)
+		m := open(t, Options{Sys: sys})
+		m.file("f", "old")
+		w := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, m.me)
+		put(t, w, 0, "new")
+		first := sys.publishing(w, m.me)
+		time.AfterFunc(50*time.Millisecond, func() { close(sys.release) })
+		err := w.Flush(m.me)
+		if fails == nil {
+			must(t, err)
+			m.has("f", "new")
+		} else {
+			is(t, err, fails)
+			m.has("f", "old")
+		}
+		is(t, <-first, fails)
+		w.Release()
+	}
+}
