@@ -161,11 +161,9 @@ func (d *Dir) openShared(name string, flags int, c Caller) (*Writer, error) {
 		if w, err := shared.join(flags, c); err != ErrClosed {
 			return w, err
 		}
-		select {
-		case <-shared.done(): // published or given up; start from what there is now
-		case <-time.After(time.Second):
-			return nil, ErrStale
-		}
+		// It is being published or given up, which takes as long as the disk does; start from what there is then. Only so
+		// many ESTALE are hidden from a program.
+		<-shared.done()
 	}
 }
 

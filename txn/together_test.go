@@ -64,3 +64,21 @@ func TestClosesAtTheSameMoment(t *testing.T) {
 		w.Release()
 	}
 }
+
+// TestOpenWhilePublishing waits for the disk, however slow it is.
+func TestOpenWhilePublishing(t *testing.T) {
+	sys := newSlow(nil)
+	m := open(t, Options{Sys: sys})
+	m.file("f", "old")
+	w := m.openWrite("f", unix.O_WRONLY, m.me)
+	put(t, w, 0, "new")
+	first := sys.publishing(w, m.me)
+	time.AfterFunc(1100*time.Millisecond, func() { close(sys.release) })
+	other, _ := child(t)
+	w2 := m.openWrite("f", unix.O_WRONLY, other)
+	put(t, w2, 3, "er")
+	must(t, closeLast(t, w2, other))
+	must(t, <-first)
+	w.Release()
+	m.has("f", "newer")
+}
