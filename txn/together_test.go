@@ -82,3 +82,35 @@ func TestOpenWhilePublishing(t *testing.T) {
 	w.Release()
 	m.has("f", "newer")
 }
+
+// TestTruncatingOpenWhilePublishing: O_TRUNC does not get lost on the way past a file that is being published.
+func TestTruncatingOpenWhilePublishing(t *testing.T) {
+	sys := newSlow(nil)
+	m := open(t, Options{Sys: sys})
+	a, _ := child(t)
+	b, _ := child(t)
+	c, _ := child(t)
+	w1 := m.create("f", a)
+	put(t, w1, 0, "a")
+	w2, joined, err := m.Root().Create("f", unix.O_WRONLY|unix.O_TRUNC, 0o644, 0, b)
+	must(t, err)
+	w2.Opened()
+	equal(t, "joined", joined && w2.st != w1.st, true)
+	put(t, w2, 0, "b's")
+	must(t, w1.Staged().Truncate(0))
+	first := sys.publishing(w1, a)
+	w3, _, err := m.Root().Create("f", unix.O_WRONLY|unix.O_TRUNC, 0o644, 0, c)
+	must(t, err)
+	w3.Opened()
+	if w3.st == w2.st {
+		t.Error("it writes into what somebody else has written")
+	}
+	close(sys.release)
+	must(t, <-first)
+	w1.Release()
+	put(t, w3, 0, "c")
+	must(t, closeLast(t, w3, c))
+	m.has("f", "c")
+	must(t, closeLast(t, w2, b))
+	m.has("f", "b's")
+}
