@@ -198,6 +198,10 @@ func (st *Staged) giveUp(why error) error {
 	if err != nil {
 		id, err = st.keepLost(rec, err)
 	}
+	held, herr := st.Hold() // beyond the end, after which others who look at it may be the last
+	if herr == nil {
+		defer st.Unhold()
+	}
 	st.leave(Salvaged)
 	if err != nil {
 		left := "it stays in the stage"
@@ -211,7 +215,7 @@ func (st *Staged) giveUp(why error) error {
 	} else {
 		st.o.log.Warn("not published; its bytes are in the salvage", "path", rec.Path, "pid", rec.Pid,
 			"command", rec.Command, "bytes", s.Size, "reason", why, "id", id)
-		st.hardenKilled(why, id)
+		st.hardenKilled(held, why, id)
 		st.store.keepUnkept()
 	}
 	st.end(why)
