@@ -12,11 +12,12 @@ import (
 
 // Flush handles one close(2) by c, or the closing of a descriptor in execve(2) or exit(2). If it is provably the last,
 // the staged file comes to its end here and the error is what close(2) returns; otherwise the error is that of an earlier
-// failed write, if any.
+// failed write, if any. Of two that come at the same moment each may be the last to its caller: the one that does not
+// publish waits for the one that does.
 func (w *Writer) Flush(c Caller) error {
 	st := w.st
-	if s := st.State(); s != Writing && s != Detached {
-		return st.failure()
+	if st.ending() {
+		return st.outcome()
 	}
 	st.mu.Lock()
 	joins := st.joins
@@ -44,7 +45,22 @@ func (w *Writer) Flush(c Caller) error {
 	if have == none && (st.Modified() || st.mine(c, end)) && st.retire(joins) {
 		return st.finish(end)
 	}
+	if have == none && st.ending() {
+		return st.outcome()
+	}
 	return poison
+}
+
+// ending reports whether the staged file has come to its end, or is on the way.
+func (st *Staged) ending() bool {
+	s := st.State()
+	return s != Writing && s != Detached
+}
+
+// outcome waits for the end and tells what it came to.
+func (st *Staged) outcome() error {
+	<-st.done()
+	return st.failure()
 }
 
 // mine reports whether an untouched file can be published at a close that looks like the last. It may have been passed on

@@ -14,6 +14,10 @@ func (st *Staged) publishCopy() error {
 		return nil
 	}
 	defer d.Release()
+	err := st.adopt() // what the path got since it was staged
+	if err != nil {
+		return fmt.Errorf("publishing what was written so far: %w", err)
+	}
 	twin, err := d.publishTwin(name, st.fd, st)
 	if err != nil {
 		return fmt.Errorf("publishing what was written so far: %w", err)

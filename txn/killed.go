@@ -9,7 +9,8 @@ import (
 
 // hardenKilled makes what a killed writer left survive a power cut. Nobody waits for that: the process is gone, and its
 // exit should not take as long as its bytes take to the disk. What could not be synced before is not tried again.
-func (st *Staged) hardenKilled(why error, id string) {
+// held is its descriptor.
+func (st *Staged) hardenKilled(held int, why error, id string) {
 	st.mu.Lock()
 	poison := st.poison
 	st.mu.Unlock()
@@ -17,7 +18,7 @@ func (st *Staged) hardenKilled(why error, id string) {
 	if o.opt.Durability == None || !errors.Is(why, ErrKilled) || poison != nil {
 		return
 	}
-	fd, err := o.sys.Reopen(st.fd, unix.O_RDONLY)
+	fd, err := o.sys.Reopen(held, unix.O_RDONLY)
 	if err != nil {
 		o.log.Warn("a salvaged file may not survive a power cut", "id", id, "err", fmt.Errorf("opening it: %w", err))
 		return

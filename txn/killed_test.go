@@ -1,6 +1,9 @@
 package txn
 
 import (
+	"context"
+	"io"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -30,4 +33,36 @@ func TestKilledIsDurable(t *testing.T) {
 		_, records := m.salvaged()
 		equal(t, "reason", records[0].Reason, "killed by signal 9 (SIGKILL)")
 	}
+}
+
+// onlooker asks for a staged file whenever something is logged.
+type onlooker struct {
+	slog.Handler
+	o    *Overlay
+	lost bool
+}
+
+func (l *onlooker) Handle(ctx context.Context, r slog.Record) error {
+	if l.o != nil {
+		for _, st := range l.o.Staged() {
+			st.Info()
+		}
+	}
+	l.lost = l.lost || strings.Contains(r.Message, "may not survive")
+	return nil
+}
+
+// TestKilledIsWatched: what a killed writer left is synced also if somebody looks at it at the same time, whose hold of its
+// descriptor is the last.
+func TestKilledIsWatched(t *testing.T) {
+	log := &onlooker{Handler: slog.NewTextHandler(io.Discard, nil)}
+	m := open(t, Options{Log: slog.New(log)})
+	log.o = m.Overlay
+	m.file("f", "old")
+	opener, end := waiting(t, "kill -9 $$")
+	w := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, opener)
+	put(t, w, 0, "half")
+	end()
+	is(t, closeLast(t, w, opener), ErrKilled)
+	equal(t, "it may not survive a power cut", log.lost, false)
 }

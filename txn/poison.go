@@ -43,7 +43,8 @@ func (st *Staged) probe(c Caller) {
 		return
 	}
 	st.mu.Lock()
-	tried := s.Size > 0 || bare(s.Mtime) != st.clean.mtime // a write that fails touches the file all the same
+	// A write that fails touches the file all the same.
+	tried := (s.Size > 0 || bare(s.Mtime) != st.clean.mtime) && (st.forced || versionOf(&s) != st.clean)
 	st.mu.Unlock()
 	if !tried {
 		return
@@ -70,32 +71,55 @@ func (st *Staged) probe(c Caller) {
 const margin = 128 << 10
 
 // grow tries to allocate space beyond the end, with the rights of the writer (root may use reserved blocks that others may
-// not), and gives it back.
+// not). It is given back by trim: others may be appending at this moment, and a hole punched there would take their bytes.
 func (st *Staged) grow(c Caller, size int64) error {
 	sys := st.o.sys
-	const page = 4096
-	end := (size + page - 1) / page * page
 	return st.Writable(func(fd int) error {
-		var before, after unix.Statx_t
+		var before unix.Statx_t
 		if err := sys.Stat(fd, "", &before); err != nil {
 			return err
 		}
-		err := sys.As(c.Cred, func() error { return sys.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, end, margin) })
+		err := sys.As(c.Cred, func() error { return sys.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, pageEnd(size), margin) })
 		if err != nil {
 			return err
 		}
-		sys.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE|unix.FALLOC_FL_PUNCH_HOLE, end, margin)
-		// Leave no trace: the change time of an untouched file is how it is told from a modified one.
-		if sys.Stat(fd, "", &after) == nil {
-			st.mu.Lock()
-			if st.clean == versionOf(&before) {
-				st.clean = versionOf(&after)
-			}
-			st.mu.Unlock()
-			sys.Utimes(fd, timespec(before.Atime), timespec(before.Mtime))
-		}
+		st.mu.Lock()
+		st.grown = true
+		st.mu.Unlock()
+		sys.Utimes(fd, timespec(before.Atime), timespec(before.Mtime))
 		return nil
 	})
+}
+
+// trim gives back what grow has allocated, when all writers are gone.
+func (st *Staged) trim() {
+	st.mu.Lock()
+	grown := st.grown
+	st.grown = false
+	st.mu.Unlock()
+	if !grown {
+		return
+	}
+	sys := st.o.sys
+	fd, err := sys.Reopen(st.fd, unix.O_RDWR)
+	if err != nil {
+		return
+	}
+	defer sys.Close(fd)
+	var s unix.Statx_t
+	if sys.Stat(fd, "", &s) != nil {
+		return
+	}
+	// ext4 punches nothing beyond the end, tmpfs does nothing when the size stays.
+	sys.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE|unix.FALLOC_FL_PUNCH_HOLE, pageEnd(int64(s.Size)), margin)
+	sys.Truncate(fd, int64(s.Size))
+	sys.Utimes(fd, timespec(s.Atime), timespec(s.Mtime))
+}
+
+// pageEnd is the end of the last page of a file.
+func pageEnd(size int64) int64 {
+	const page = 4096
+	return (size + page - 1) / page * page
 }
 
 // hasQuota reports whether the mount options of a filesystem (proc_pid_mountinfo(5)) speak of quotas.

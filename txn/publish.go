@@ -18,6 +18,7 @@ import (
 // In each failure the version that was there before still stands, whole, with one exception: when only the fsync of the
 // directory fails, the new version stands, whole, and whether it survives a power cut is not known.
 func (st *Staged) finish(end proc.End) error {
+	st.trim()
 	st.mu.Lock()
 	detached := len(st.places) == 0
 	poison := st.poison
@@ -197,6 +198,10 @@ func (st *Staged) giveUp(why error) error {
 	if err != nil {
 		id, err = st.keepLost(rec, err)
 	}
+	held, herr := st.Hold() // beyond the end, after which others who look at it may be the last
+	if herr == nil {
+		defer st.Unhold()
+	}
 	st.leave(Salvaged)
 	if err != nil {
 		left := "it stays in the stage"
@@ -210,7 +215,7 @@ func (st *Staged) giveUp(why error) error {
 	} else {
 		st.o.log.Warn("not published; its bytes are in the salvage", "path", rec.Path, "pid", rec.Pid,
 			"command", rec.Command, "bytes", s.Size, "reason", why, "id", id)
-		st.hardenKilled(why, id)
+		st.hardenKilled(held, why, id)
 		st.store.keepUnkept()
 	}
 	st.end(why)

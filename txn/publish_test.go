@@ -420,3 +420,19 @@ func TestLateRelease(t *testing.T) {
 		m.has("f", "new")
 	})
 }
+
+// TestPublishOnFsyncKeepsAttributes that the path got since it was opened, as a close does.
+func TestPublishOnFsyncKeepsAttributes(t *testing.T) {
+	m := open(t, Options{PublishOnFsync: true})
+	m.file("f", "old")
+	w := m.openWrite("f", unix.O_WRONLY|unix.O_TRUNC, m.me)
+	put(t, w, 0, "new")
+	must(t, os.Chmod(m.at("f"), 0o604))
+	must(t, w.Staged().Sync(false))
+	m.has("f", "new")
+	equal(t, "mode after fsync", m.stat("f").Mode&0o7777, 0o604)
+	put(t, w, 3, "er")
+	must(t, closeLast(t, w, m.me))
+	m.has("f", "newer")
+	equal(t, "mode after close", m.stat("f").Mode&0o7777, 0o604)
+}

@@ -2,6 +2,7 @@ package txn
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -102,5 +103,53 @@ func TestRecordsAreDurableFirst(t *testing.T) {
 		must(t, err)
 		equal(t, "moved", sys.moved, len(want))
 		s.whole("all", want)
+	}
+}
+
+// TestRecoverManyPowerCut cuts the power during the recovery of many files, at every call. The next recovery has all of
+// them, with their paths.
+func TestRecoverManyPowerCut(t *testing.T) {
+	d := newDisk(features{})
+	top := d.mount()
+	base, err := openBase(d, top, true)
+	must(t, err)
+	s := &Store{o: quiet(d), base: base, fd: -1, salvage: -1, origins: -1}
+	must(t, s.open())
+	for i := range many {
+		name := fmt.Sprint(100 + i)
+		fd, err := d.Open(s.fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+		must(t, err)
+		_, err = d.Pwrite(fd, []byte("bytes "+name), 0)
+		must(t, err)
+		must(t, d.Close(fd))
+		must(t, s.note(Origin{Temp: name, Path: "path " + name}))
+	}
+	d.sync()
+	d = d.crash(killed, nil)
+
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var left []*disk
+	d.cut = func() {
+		for range soak(2, 20) {
+			left = append(left, d.crash(wild, rnd))
+		}
+	}
+	_, err = Recover(d, d.mount())
+	must(t, err)
+	for k, d := range left {
+		top := d.mount()
+		_, err := Recover(d, top)
+		must(t, err)
+		v, err := OpenSalvage(d, top)
+		must(t, err)
+		list, err := v.List()
+		must(t, err)
+		paths := map[string]bool{}
+		for _, rec := range list {
+			paths[rec.Path] = true
+		}
+		if len(list) != many || len(paths) != many || paths[""] {
+			t.Fatalf("crash %d: %d entries of %d paths, some unknown: %v", k, len(list), len(paths), paths[""])
+		}
 	}
 }

@@ -60,13 +60,14 @@ func (d *Dir) openReserved(name string, flags int, c Caller) (*Writer, error) {
 			continue
 		}
 		var s unix.Statx_t
-		if flags&unix.O_TRUNC != 0 && !own && (st.Stat(&s) != nil || s.Size > 0) {
-			continue // an empty one is joined, see OpenWrite
+		with := flags
+		if flags&unix.O_TRUNC != 0 && !own {
+			if st.Stat(&s) != nil || s.Size > 0 {
+				continue // an empty one is joined, see OpenWrite
+			}
+			with &^= unix.O_TRUNC
 		}
-		if !own {
-			flags &^= unix.O_TRUNC
-		}
-		if w, err := st.join(flags, c); err != ErrClosed {
+		if w, err := st.join(with, c); err != ErrClosed {
 			return w, err
 		}
 	}
@@ -161,11 +162,9 @@ func (d *Dir) openShared(name string, flags int, c Caller) (*Writer, error) {
 		if w, err := shared.join(flags, c); err != ErrClosed {
 			return w, err
 		}
-		select {
-		case <-shared.done(): // published or given up; start from what there is now
-		case <-time.After(time.Second):
-			return nil, ErrStale
-		}
+		// It is being published or given up, which takes as long as the disk does; start from what there is then. Only so
+		// many ESTALE are hidden from a program.
+		<-shared.done()
 	}
 }
 

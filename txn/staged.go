@@ -52,6 +52,7 @@ type Staged struct {
 	earlier []uint64      // GUARDED_BY(mu); inode numbers that it showed before
 	set     attrs         // GUARDED_BY(mu); attributes that a writer set himself
 	poison  error         // GUARDED_BY(mu); why it must not be published
+	grown   bool          // GUARDED_BY(mu); there is space beyond its end, see grow
 	result  error         // GUARDED_BY(mu); what the end came to
 	doubt   time.Time     // GUARDED_BY(mu); until when a close that may have been the last is waited for
 	opened  bool          // GUARDED_BY(mu); some writer has become an open file
