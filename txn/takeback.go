@@ -11,9 +11,10 @@ import (
 // A descriptor that was sent over a socket to a process older than the open shows in no table while it is on its way, and
 // its receiver is not looked at, so the sender's close may be taken for the last although it was not. Then the file is
 // taken back: a copy of what was published becomes the version, and the inode that can still be written to is staged
-// again. Without passthrough that happens when somebody writes to it, so the version is never touched. With it nobody
-// tells us: the file is looked at again when its RELEASE should have come, which follows the last close at once, and until
-// then a writer can reach the version. That RELEASE has not come alone says little on a busy machine, see unused.
+// again. (Who opened it in between has that inode, and sees what is added.) Without passthrough that happens when somebody
+// writes to it, so what the name leads to is never touched. With it nobody tells us: the file is looked at again when its
+// RELEASE should have come, which follows the last close at once, and until then a writer can reach the version. That
+// RELEASE has not come alone says little on a busy machine, see unused.
 
 // releaseDue is how long after a close that was the last its RELEASE may take: ordinarily some tens of microseconds.
 const releaseDue = 50 * time.Millisecond
