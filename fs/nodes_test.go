@@ -98,3 +98,25 @@ func TestLongNames(t *testing.T) {
 		t.Errorf("%d bytes of names are left", live)
 	}
 }
+
+// TestNodesOfManyDevices: the snapshots of a btrfs have the same inode numbers, each on a device of its own. They are found
+// as quickly as others.
+func TestNodesOfManyDevices(t *testing.T) {
+	var table table
+	for dev := range uint64(200) {
+		for ino := range uint64(200) {
+			table.add(txn.Ident{Dev: dev, Ino: 257 + ino}, unix.S_IFREG)
+		}
+	}
+	longest := 0
+	for _, s := range table.heads {
+		length := 0
+		for ; s != 0; s = table.at(s - 1).next {
+			length++
+		}
+		longest = max(longest, length)
+	}
+	if longest > 20 {
+		t.Errorf("one chain has %d of %d records", longest, table.count)
+	}
+}

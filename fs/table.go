@@ -2,6 +2,7 @@ package fs
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -120,9 +121,10 @@ func (t *table) dev(dev uint64) uint16 {
 	return uint16(len(t.devs) - 1)
 }
 
-// hash is Fibonacci hashing: inode numbers come in sequences.
+// hash is Fibonacci hashing: inode numbers come in sequences, and the subvolumes of a btrfs have the same ones. The device
+// shows in the highest bits of the product alone.
 func (t *table) hash(dev uint16, ino uint64) int {
-	return int((ino ^ uint64(dev)<<48) * 0x9E3779B97F4A7C15 >> 20 & uint64(len(t.heads)-1))
+	return int((ino ^ uint64(dev)<<48) * 0x9E3779B97F4A7C15 >> bits.LeadingZeros64(uint64(len(t.heads)-1)))
 }
 
 // add makes a record. Another one of the same identity is not found any more: on filesystems without birth times it may
