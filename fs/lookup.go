@@ -19,6 +19,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 		return status(err)
 	}
 	if m := f.redirects.leads(f.thread(in), d, name); m != nil {
+		defer f.nodes.put(m)
 		return f.answerStaged(m, out)
 	}
 	e, err := d.Lookup(name, f.caller(in))
@@ -46,6 +47,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 	defer f.nodes.put(n)
 	f.pins.hold(n, pin)
 	if m := f.redirects.from(f.thread(in), n, d, name); m != nil {
+		defer f.nodes.put(m)
 		f.nodes.forget(n.id, 1)
 		f.nodes.moved(m.ident, parent, name)
 		return f.answerStaged(m, out)
@@ -67,8 +69,9 @@ func (f *FS) stageLate(rd *redirect, n, parent *node, d *txn.Dir, name string, c
 		return status(err)
 	}
 	m := f.nodes.ofStaged(w.Staged(), parent, name)
+	s := f.answerStaged(m, out)
 	f.redirects.put(thread{tid: c.Tid, uid: c.Uid, gid: c.Gid}.key(), &redirect{n: rd.n, m: m, w: w, flags: rd.flags, d: d, name: name})
-	return f.answerStaged(m, out)
+	return s
 }
 
 // answerVersion fills the answer for a version, whose lookup has been counted. While something is staged for its name,
