@@ -2,12 +2,8 @@ package main
 
 import (
 	"errors"
-	"fmt"
-	"math"
 	"os"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -35,9 +31,8 @@ type supervisor struct {
 
 // supervise mounts and returns when the mount has ended.
 func (c *mountCmd) supervise(seat *seat, log *logger, parent *readyPipe, stop <-chan os.Signal) error {
-	// What we have inherited, the descriptor of a lock file say, a server must not inherit.
-	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && err != unix.ENOSYS {
-		return fmt.Errorf("marking inherited descriptors: %w", err)
+	if err := keepInherited(); err != nil {
+		return err
 	}
 	s := &supervisor{mountCmd: c, seat: seat, log: log, stop: stop}
 	p, err := s.start()
