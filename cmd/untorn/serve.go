@@ -102,7 +102,7 @@ func (e ender) unmount(stop <-chan os.Signal) {
 	reported := time.Time{}
 	for {
 		err := e.a.unmount()
-		if err == nil || errors.Is(err, errGone) {
+		if err == nil || isGone(err) {
 			return
 		}
 		if time.Since(reported) > reportEvery {
@@ -112,16 +112,20 @@ func (e ender) unmount(stop <-chan os.Signal) {
 		select {
 		case sig := <-stop:
 			e.log.Warn("detaching the busy mount; it ends with its last user", "signal", sig.String())
-			if err := e.a.detach(); err != nil {
-				e.log.Error("detaching", "err", err)
+			if err = e.a.detach(); err == nil || isGone(err) {
+				return
 			}
-			return
+			e.log.Error("detaching", "err", err)
 		case <-e.ended:
 			return
 		case <-time.After(retryEvery):
 		}
 	}
 }
+
+// isGone reports whether a mount is not to be ended any more. One that is covered comes to light again when what covers it
+// is unmounted.
+func isGone(err error) bool { return errors.Is(err, errGone) && !errors.Is(err, errCovered) }
 
 // explain logs why the mount could not be ended.
 func (e ender) explain(err error) {
