@@ -43,3 +43,31 @@ func TestSignalWhileCovered(t *testing.T) {
 		})
 	}
 }
+
+// TestSecondSignal: the second signal detaches a busy mount, whichever process it is sent to; one to each of both is one.
+func TestSecondSignal(t *testing.T) {
+	needUntorn(t)
+	for name, pid := range map[string]func(m *mount) int{
+		"supervisor": func(m *mount) int { return m.daemon.Process.Pid },
+		"server":     func(m *mount) int { return m.server },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMount(t)
+			s := startSteps(t, m.Dir, "echo old > f; exec 5<f; step")
+			s.await(t)
+			syscall.Kill(m.server, syscall.SIGTERM)
+			m.awaitLog(t, "sent to the server")
+			m.daemon.Process.Signal(syscall.SIGTERM)
+			m.awaitLog(t, "the mount is busy")
+			time.Sleep(300 * time.Millisecond)
+			if fuseDevice(m.Dir) == "" {
+				t.Error("one signal to each process detached it")
+			}
+			syscall.Kill(pid(m), syscall.SIGTERM)
+			eventually(t, "it is detached", func() bool { return fuseDevice(m.Dir) == "" })
+			s.release(t)
+			s.finish(t)
+			m.awaitEnd(t)
+		})
+	}
+}

@@ -86,19 +86,24 @@ type ender struct {
 // obey ends the mount at the first signal, as soon as nobody uses it any more, and detaches it at the second. It returns
 // whether there was a signal.
 func (e ender) obey(stop <-chan os.Signal) bool {
+	// The second is the second to the same process: who ends a service signals both at once.
+	var here, there int
 	select {
 	case sig := <-stop:
+		here++
 		e.log.Info("unmounting", "signal", sig.String())
 	case <-e.asked:
+		there++
 		e.log.Info("unmounting", "signal", "sent to the server")
 	case <-e.ended:
 		return false
 	}
-	e.unmount(stop)
+	e.unmount(stop, here, there)
 	return true
 }
 
-func (e ender) unmount(stop <-chan os.Signal) {
+// unmount is told how many signals there were, to this process and to the other.
+func (e ender) unmount(stop <-chan os.Signal, here, there int) {
 	reported := time.Time{}
 	for {
 		err := e.a.unmount()
@@ -110,16 +115,23 @@ func (e ender) unmount(stop <-chan os.Signal) {
 			go e.explain(err)
 		}
 		select {
-		case sig := <-stop:
-			e.log.Warn("detaching the busy mount; it ends with its last user", "signal", sig.String())
-			if err = e.a.detach(); err == nil || isGone(err) {
-				return
-			}
-			e.log.Error("detaching", "err", err)
+		case <-stop:
+			here++
+		case <-e.asked:
+			there++
 		case <-e.ended:
 			return
 		case <-time.After(retryEvery):
+			continue
 		}
+		if max(here, there) < 2 {
+			continue
+		}
+		e.log.Warn("detaching the busy mount, because of a second signal; it ends with its last user")
+		if err = e.a.detach(); err == nil || isGone(err) {
+			return
+		}
+		e.log.Error("detaching", "err", err)
 	}
 }
 
