@@ -94,13 +94,10 @@ func (s *supervisor) restart(dead *serverProcess) (*serverProcess, error) {
 	if err := s.mounted.abort(); err != nil {
 		s.log.Debug("aborting the connection", "err", err)
 	}
-	if time.Since(dead.began) >= early {
+	if s.deaths++; time.Since(dead.began) >= early {
 		s.deaths = 0
 	}
-	for {
-		if s.deaths++; s.deaths >= s.Restarts {
-			return nil, s.giveUp(how)
-		}
+	for s.deaths < s.Restarts {
 		if !s.pause() {
 			s.log.Info("not mounting again, because of a signal")
 			return nil, s.clear()
@@ -116,7 +113,9 @@ func (s *supervisor) restart(dead *serverProcess) (*serverProcess, error) {
 		}
 		how = "could not start: " + err.Error()
 		s.log.Error("mounting again", "err", err)
+		s.deaths++
 	}
+	return nil, s.giveUp(how)
 }
 
 // giveUp ends a mount whose servers die again and again.
