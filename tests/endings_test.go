@@ -2,6 +2,10 @@ package tests
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -70,4 +74,54 @@ func TestSecondSignal(t *testing.T) {
 			m.awaitEnd(t)
 		})
 	}
+}
+
+// onTerminal runs a program on a terminal that stops who writes to it in the background, until its stdin ends.
+const onTerminal = `
+import os, pty, signal, sys, termios
+pid, master = pty.fork()
+if pid == 0:
+    mode = termios.tcgetattr(2)
+    mode[3] |= termios.TOSTOP
+    termios.tcsetattr(2, termios.TCSANOW, mode)
+    os.execv(sys.argv[1], sys.argv[1:])
+os.read(0, 1)
+os.kill(pid, signal.SIGTERM)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))`
+
+// TestServerOnATerminal: with -f the server logs to the terminal, although a Ctrl-C is not for it.
+func TestServerOnATerminal(t *testing.T) {
+	needUntorn(t)
+	dir := tempDir(t)
+	backing, mnt := filepath.Join(dir, "backing"), filepath.Join(dir, "mnt")
+	mustMkdir(t, backing)
+	mustMkdir(t, mnt)
+	cmd := command(t, "/usr/bin/python3", "-c", onTerminal, binary, "mount", "-f", backing, mnt)
+	cmd.Env = cleanEnv()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the mount", func() bool { return fuseDevice(mnt) != "" })
+	time.Sleep(100 * time.Millisecond) // it has logged by then
+	for _, pid := range processesWith(t, "mount", backing, mnt) {
+		if state := processState(pid); state == "T" {
+			t.Errorf("process %d was stopped because it logged", pid)
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	in.Close()
+	if err := cmd.Wait(); err != nil && !t.Failed() {
+		t.Error(err)
+	}
+}
+
+// processState is the letter of ps for what a process does.
+func processState(pid int) string {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, after, _ := strings.Cut(string(stat), ") ")
+	return after[:min(1, len(after))]
 }

@@ -21,7 +21,8 @@ const (
 
 // catchSignals is called before the mount, so that a signal in between is not lost with the mount left behind.
 func catchSignals() <-chan os.Signal {
-	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	// SIGTTOU: the server logs to a terminal (-f) of which its process group is not the foreground (stty tostop).
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE, unix.SIGTTOU)
 	c := make(chan os.Signal, 2)
 	signal.Notify(c, unix.SIGTERM, unix.SIGINT)
 	return c
