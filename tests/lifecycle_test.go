@@ -206,3 +206,22 @@ func TestDoctorAndVersion(t *testing.T) {
 		t.Errorf("rules: exit code %d: %s", code, stdout)
 	}
 }
+
+// TestLongBackingPath: a path may be longer than a mount option, on the backing and where it is mounted.
+func TestLongBackingPath(t *testing.T) {
+	needUntorn(t)
+	for _, length := range []int{100, 250} {
+		backing := tempDir(t)
+		for range 3 {
+			backing = filepath.Join(backing, strings.Repeat("d", length))
+			mustMkdir(t, backing)
+		}
+		m := &mount{Backing: backing, Dir: backing}
+		m.start(t, backing)
+		sh(t, m.Dir, `echo new > f; [ "$(cat f)" = new ]`)
+		killAndWait(t, m.server)
+		m.awaitServer(t)
+		sh(t, m.Dir, `[ "$(cat f)" = new ]`)
+		mustUntorn(t, "salvage", "list", m.Dir)
+	}
+}
