@@ -65,7 +65,8 @@
 //
 // # Locks
 //
-// redirects.mu, pins.mu, files.mu and nodes.mu are taken alone, for a few instructions. node.mu is held while a file of the
+// redirects.mu, pins.mu, files.mu and nodes.mu are taken for a few instructions, the first before the last, the others alone.
+// node.mu is held while a file of the
 // node is opened or closed and comes before nodes.mu; it is let go before anything is published, because txn takes locks
 // of directories then, which lookups hold while they ask for nodes.
 //

@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"errors"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -19,6 +21,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 		return status(err)
 	}
 	if m := f.redirects.leads(f.thread(in), d, name); m != nil {
+		defer f.nodes.put(m)
 		return f.answerStaged(m, out)
 	}
 	e, err := d.Lookup(name, f.caller(in))
@@ -46,29 +49,40 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 	defer f.nodes.put(n)
 	f.pins.hold(n, pin)
 	if m := f.redirects.from(f.thread(in), n, d, name); m != nil {
+		defer f.nodes.put(m)
 		f.nodes.forget(n.id, 1)
 		f.nodes.moved(m.ident, parent, name)
 		return f.answerStaged(m, out)
 	}
 	if rd := f.redirects.waiting(f.thread(in)); rd != nil && n.fmt == unix.S_IFREG {
-		return f.stageLate(rd, n, parent, d, name, f.caller(in), out)
+		if s, inPlace := f.stageLate(rd, n, parent, d, name, f.caller(in), out); !inPlace {
+			return s
+		}
+		f.redirects.take(f.thread(in))
 	}
 	f.answerVersion(n, d, &e, out)
 	return fuse.OK
 }
 
 // stageLate stages a file at the lookup, for an open that did not know its name, and answers with it. n, whose lookup has
-// been counted, is what the name leads to.
-func (f *FS) stageLate(rd *redirect, n, parent *node, d *txn.Dir, name string, c txn.Caller, out *fuse.EntryOut) fuse.Status {
-	f.nodes.forget(n.id, 1)
+// been counted, is what the name leads to. inPlace: nothing was staged, because that is to be opened itself.
+func (f *FS) stageLate(rd *redirect, n, parent *node, d *txn.Dir, name string, c txn.Caller, out *fuse.EntryOut) (s fuse.Status, inPlace bool) {
+	if d.InPlace(name) {
+		return fuse.OK, true
+	}
 	w, err := d.OpenWrite(name, txn.Ident{}, rd.flags, c)
+	if errors.Is(err, txn.ErrInPlace) {
+		return fuse.OK, true
+	}
+	f.nodes.forget(n.id, 1)
 	if err != nil {
 		f.failed("open for write", d, name, err)
-		return status(err)
+		return status(err), false
 	}
 	m := f.nodes.ofStaged(w.Staged(), parent, name)
+	s = f.answerStaged(m, out)
 	f.redirects.put(thread{tid: c.Tid, uid: c.Uid, gid: c.Gid}.key(), &redirect{n: rd.n, m: m, w: w, flags: rd.flags, d: d, name: name})
-	return f.answerStaged(m, out)
+	return s, false
 }
 
 // answerVersion fills the answer for a version, whose lookup has been counted. While something is staged for its name,

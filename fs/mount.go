@@ -65,7 +65,9 @@ type Control struct {
 	Pid        int    `json:"pid"`
 	Supervisor int    `json:"supervisor"` // its pid, 0 if there is none
 	BackingFd  int    `json:"backing_fd"` // of Pid
-	Backing    string `json:"backing"`
+	Backing    string `json:"backing"`    // where it was when it was mounted
+	BackingDev uint64 `json:"backing_dev"`
+	BackingIno uint64 `json:"backing_ino"`
 	Version    string `json:"version"`
 	DataPath   string `json:"data_path"`
 	Durability string `json:"durability"`
@@ -106,7 +108,7 @@ func Open(ctx context.Context, backing int, topt txn.Options, opt Options) (*Ser
 	}
 	f.about.Store(&Control{
 		Pid: os.Getpid(), Supervisor: opt.Supervisor, BackingFd: backing, Backing: opt.Source, Version: opt.Version,
-		Durability: topt.Durability.String(),
+		BackingDev: o.Root().Ident().Dev, BackingIno: o.Root().Ident().Ino, Durability: topt.Durability.String(),
 	})
 	return &Server{fs: f, served: make(chan struct{})}, nil
 }

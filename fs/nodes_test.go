@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -75,5 +76,47 @@ func TestNodesKeepWhatIsRemembered(t *testing.T) {
 	table.forget(f.id, 1)
 	if table.table.count != 1 || len(table.live) != 1 {
 		t.Errorf("%d records and %d nodes are left", table.table.count, len(table.live))
+	}
+}
+
+// TestLongNames: some filesystems have names of more than 255 bytes.
+func TestLongNames(t *testing.T) {
+	table := rooted(txn.Ident{Ino: 2})
+	long := strings.Repeat("名", 255)
+	n := table.version(&unix.Statx_t{Ino: 10, Mode: unix.S_IFREG}, table.root, long)
+	other := table.version(&unix.Statx_t{Ino: 11, Mode: unix.S_IFREG}, table.root, "f")
+	for n, want := range map[*node]string{n: long, other: "f"} {
+		parent, name := table.at(n)
+		if name != want {
+			t.Errorf("a name of %d bytes became one of %d", len(want), len(name))
+		}
+		table.put(parent)
+		table.forget(n.id, 1)
+		table.put(n)
+	}
+	if live := table.table.names.live; live != 0 {
+		t.Errorf("%d bytes of names are left", live)
+	}
+}
+
+// TestNodesOfManyDevices: the snapshots of a btrfs have the same inode numbers, each on a device of its own. They are found
+// as quickly as others.
+func TestNodesOfManyDevices(t *testing.T) {
+	var table table
+	for dev := range uint64(200) {
+		for ino := range uint64(200) {
+			table.add(txn.Ident{Dev: dev, Ino: 257 + ino}, unix.S_IFREG)
+		}
+	}
+	longest := 0
+	for _, s := range table.heads {
+		length := 0
+		for ; s != 0; s = table.at(s - 1).next {
+			length++
+		}
+		longest = max(longest, length)
+	}
+	if longest > 20 {
+		t.Errorf("one chain has %d of %d records", longest, table.count)
 	}
 }

@@ -68,18 +68,17 @@ func (r *redirects) take(t thread) *redirect {
 	return rd
 }
 
-// leads returns the staged node that a lookup of a name by a redirected thread is to be answered with.
+// leads returns the staged node that a lookup of a name by a redirected thread is to be answered with, for use until put:
+// the redirect may be swept any moment.
 func (r *redirects) leads(t thread, d *txn.Dir, name string) *node {
-	rd := r.find(t)
-	if rd == nil || rd.lazy() {
-		return nil
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if rd.d == d && rd.name == name {
-		return rd.m // even if the name has been taken from it meanwhile: then it was opened just before
+	rd := r.byThread[t]
+	if rd == nil || rd.lazy() || rd.d != d || rd.name != name {
+		return nil
 	}
-	return nil
+	r.nodes.retain(rd.m)
+	return rd.m // even if the name has been taken from it meanwhile: then it was opened just before
 }
 
 // from is leads for a name that turned out to be another link to the version that was opened: the lookup tells which one
@@ -91,8 +90,12 @@ func (r *redirects) from(t thread, n *node, d *txn.Dir, name string) *node {
 	}
 	d.Rebind(rd.w.Staged(), name)
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.byThread[t] != rd {
+		return nil // it was swept just now
+	}
 	rd.d, rd.name = d, name // the kernel may look it up twice, and forget the version in between
-	r.mu.Unlock()
+	r.nodes.retain(rd.m)
 	return rd.m
 }
 

@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"encoding/binary"
+	"math/bits"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -119,9 +121,10 @@ func (t *table) dev(dev uint64) uint16 {
 	return uint16(len(t.devs) - 1)
 }
 
-// hash is Fibonacci hashing: inode numbers come in sequences.
+// hash is Fibonacci hashing: inode numbers come in sequences, and the subvolumes of a btrfs have the same ones. The device
+// shows in the highest bits of the product alone.
 func (t *table) hash(dev uint16, ino uint64) int {
-	return int((ino ^ uint64(dev)<<48) * 0x9E3779B97F4A7C15 >> 20 & uint64(len(t.heads)-1))
+	return int((ino ^ uint64(dev)<<48) * 0x9E3779B97F4A7C15 >> bits.LeadingZeros64(uint64(len(t.heads)-1)))
 }
 
 // add makes a record. Another one of the same identity is not found any more: on filesystems without birth times it may
@@ -226,18 +229,22 @@ func (t *table) compact() {
 	t.names = fresh
 }
 
-// arena keeps names, one after the other, each with a byte before it that has its length: NAME_MAX is 255.
+// arena keeps names, one after the other, each after its length. That needs more than a byte: the names of vfat, exfat and
+// ntfs have 255 characters, not bytes, and those of another FUSE filesystem 1,024 bytes.
 type arena struct {
 	chunks [][]byte
 	used   int // of the last chunk
 	live   int // bytes that are in use
 }
 
-const chunkSize = 64 << 10
+const (
+	chunkSize  = 64 << 10
+	lengthSize = 2
+)
 
 // add keeps a name. 0 is the empty one.
 func (a *arena) add(name string) uint32 {
-	size := len(name) + 1
+	size := lengthSize + len(name)
 	if name == "" {
 		return 0
 	}
@@ -250,8 +257,8 @@ func (a *arena) add(name string) uint32 {
 	}
 	last := a.chunks[len(a.chunks)-1]
 	at := a.used
-	last[at] = byte(len(name))
-	copy(last[at+1:], name)
+	binary.NativeEndian.PutUint16(last[at:], uint16(len(name)))
+	copy(last[at+lengthSize:], name)
 	a.used += size
 	a.live += size
 	return uint32((len(a.chunks)-1)*chunkSize + at)
@@ -261,14 +268,17 @@ func (a *arena) get(ref uint32) string {
 	if ref == 0 {
 		return ""
 	}
-	c := a.chunks[ref/chunkSize][ref%chunkSize:]
-	return string(c[1 : 1+int(c[0])])
+	return string(a.chunks[ref/chunkSize][ref%chunkSize+lengthSize:][:a.length(ref)])
+}
+
+func (a *arena) length(ref uint32) int {
+	return int(binary.NativeEndian.Uint16(a.chunks[ref/chunkSize][ref%chunkSize:]))
 }
 
 // free gives a name up.
 func (a *arena) free(ref uint32) {
 	if ref != 0 {
-		a.live -= 1 + int(a.chunks[ref/chunkSize][ref%chunkSize])
+		a.live -= lengthSize + a.length(ref)
 	}
 }
 

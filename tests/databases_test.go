@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -165,4 +167,38 @@ func (w *writer) end() (last int) {
 	}
 	w.cmd.Wait()
 	return last
+}
+
+// TestDatabaseUnderAnotherName: of the two names of a database the one that was looked up last is removed on the backing.
+// Opened by the other, which the kernel remembers, it is opened in place; so is what a rule names.
+func TestDatabaseUnderAnotherName(t *testing.T) {
+	needUntorn(t)
+	eachPath(t, func(t *testing.T, flags []string) {
+		m := newMount(t, append([]string{"--cache=1m", "--direct=vm/**"}, flags...)...)
+		mustMkdir(t, m.real("vm"))
+		for name, content := range map[string]string{"ledger": "SQLite format 3\x00" + strings.Repeat("\x00", 84), "vm/disk": "old"} {
+			gone := m.real(filepath.Base(name) + ".gone")
+			if err := os.WriteFile(m.real(name), []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Link(m.real(name), gone); err != nil {
+				t.Fatal(err)
+			}
+			sh(t, m.Dir, "stat "+name+" "+filepath.Base(gone))
+			if err := os.Remove(gone); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.OpenFile(m.path(name), os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte("new"), 0); err != nil {
+				t.Error(err)
+			}
+			if b, err := os.ReadFile(m.real(name)); err != nil || string(b[:3]) != "new" {
+				t.Errorf("%s is not open in place: %.3q, %v", name, b, err)
+			}
+			f.Close()
+		}
+	})
 }

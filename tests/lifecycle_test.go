@@ -206,3 +206,47 @@ func TestDoctorAndVersion(t *testing.T) {
 		t.Errorf("rules: exit code %d: %s", code, stdout)
 	}
 }
+
+// TestLongBackingPath: a path may be longer than a mount option, on the backing and where it is mounted.
+func TestLongBackingPath(t *testing.T) {
+	needUntorn(t)
+	for _, length := range []int{100, 250} {
+		backing := tempDir(t)
+		for range 3 {
+			backing = filepath.Join(backing, strings.Repeat("d", length))
+			mustMkdir(t, backing)
+		}
+		m := &mount{Backing: backing, Dir: backing}
+		m.start(t, backing)
+		sh(t, m.Dir, `echo new > f; [ "$(cat f)" = new ]`)
+		killAndWait(t, m.server)
+		m.awaitServer(t)
+		sh(t, m.Dir, `[ "$(cat f)" = new ]`)
+		mustUntorn(t, "salvage", "list", m.Dir)
+	}
+}
+
+// TestBackingIsRenamed: the commands find the backing of a mount also when a directory above it got another name.
+func TestBackingIsRenamed(t *testing.T) {
+	needUntorn(t)
+	m := newOverMount(t)
+	top, name := filepath.Dir(m.Dir), filepath.Base(m.Dir)
+	renamed := filepath.Join(tempDir(t), "renamed")
+	if err := os.Rename(top, renamed); err != nil {
+		t.Fatal(err)
+	}
+	at := func(dir string) { m.Dir, m.Backing = filepath.Join(dir, name), filepath.Join(dir, name) }
+	t.Cleanup(func() {
+		os.Rename(renamed, top)
+		at(top)
+	})
+	at(renamed)
+	for range 2 { // the second time with the next server
+		sh(t, m.Dir, "bash -c 'echo lost; kill -9 $$' > f || true")
+		m.awaitSalvaged(t, "f", 1)
+		mustUntorn(t, "check", m.Dir)
+		mustUntorn(t, "salvage", "purge", m.Dir, "--all")
+		killAndWait(t, m.server)
+		m.awaitServer(t)
+	}
+}

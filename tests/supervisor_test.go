@@ -248,6 +248,21 @@ func TestCrashLoop(t *testing.T) {
 	m.wantLog(t, "4 times in a row")
 }
 
+// TestLateDeath: only early deaths count for --restarts.
+func TestLateDeath(t *testing.T) {
+	needUntorn(t)
+	m := newMount(t, "--restarts=1")
+	time.Sleep(5500 * time.Millisecond)
+	killAndWait(t, m.server)
+	m.awaitServer(t)
+	m.killed = true
+	killAndWait(t, m.server)
+	m.awaitEnd(t)
+	if code := m.daemon.ProcessState.ExitCode(); code != 9 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
 // wantLog checks that the daemon's log has a text.
 func (m *mount) wantLog(t testing.TB, text string) {
 	t.Helper()

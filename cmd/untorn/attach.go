@@ -83,7 +83,7 @@ func (s *seat) detached(readOnly bool) (connection, tree int, err error) {
 		return -1, -1, os.NewSyscallError("fsopen", err)
 	}
 	defer unix.Close(config)
-	for _, option := range append(s.options(readOnly), "source="+s.backing, "fd="+strconv.Itoa(connection), "rootmode=40000",
+	for _, option := range append(s.options(readOnly), "source="+shownSource(s.backing), "fd="+strconv.Itoa(connection), "rootmode=40000",
 		"user_id="+strconv.Itoa(os.Geteuid()), "group_id="+strconv.Itoa(os.Getegid())) {
 		if key, value, ok := strings.Cut(option, "="); ok {
 			err = unix.FsconfigSetString(config, key, value)
@@ -101,6 +101,16 @@ func (s *seat) detached(readOnly bool) (connection, tree int, err error) {
 		return -1, -1, os.NewSyscallError("fsmount", err)
 	}
 	return connection, tree, nil
+}
+
+// shownSource is what /proc/mounts is to show as the source: fsconfig(2) takes no value of more than 255 bytes, and of a
+// longer path the end tells more.
+func shownSource(path string) string {
+	const most, cut = 255, "..."
+	if len(path) <= most {
+		return path
+	}
+	return cut + path[len(path)-most+len(cut):]
 }
 
 // options are those of the filesystem.

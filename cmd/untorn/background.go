@@ -35,9 +35,8 @@ func startInBackground() error {
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 
-	// What we have inherited, the descriptor of a lock file say, must not live as long as the mount.
-	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && err != unix.ENOSYS {
-		return fmt.Errorf("marking inherited descriptors: %w", err)
+	if err := keepInherited(); err != nil {
+		return err
 	}
 
 	// A Ctrl-C goes to us alone, the child being in another session.
@@ -66,6 +65,25 @@ func startInBackground() error {
 		return fmt.Errorf("the background process: %w", err)
 	}
 	return nil // it was told to end before it was ready
+}
+
+// keepInherited sees to it that the processes that we start inherit nothing that we have inherited, the descriptor of a lock
+// file say: it must not live as long as the mount.
+func keepInherited() error {
+	if unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return nil
+	}
+	// Before Linux 5.11, or in a sandbox that does not know the call.
+	fds, err := numericNames("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("looking for inherited descriptors: %w", err)
+	}
+	for _, name := range fds {
+		if fd, err := strconv.Atoi(name); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 // readyPipe is the background process's end.

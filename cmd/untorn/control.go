@@ -38,7 +38,11 @@ func (c control) fdPath() string {
 // isHere reports whether the pid is that of the daemon in our pid namespace.
 func (c control) isHere() bool {
 	link, err := os.Readlink(c.fdPath())
-	return err == nil && link == c.Backing
+	if err != nil || link == c.Backing {
+		return err == nil
+	}
+	var st unix.Stat_t // it may have another name by now
+	return unix.Stat(c.fdPath(), &st) == nil && uint64(st.Dev) == c.BackingDev && st.Ino == c.BackingIno
 }
 
 // openBacking opens the backing directory that is meant by a path: the directory itself, or, of an untorn mount and of a

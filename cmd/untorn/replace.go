@@ -13,8 +13,12 @@ import (
 // moveMountBeneath is MOVE_MOUNT_BENEATH of linux/mount.h.
 const moveMountBeneath = 0x200
 
-// errGone: the mount is not where it was, or something covers it. Somebody did that on purpose.
-var errGone = errors.New("the mount was taken away")
+var (
+	// errGone: the mount is not where it was, or something covers it. Somebody did that on purpose.
+	errGone = errors.New("the mount was taken away")
+	// errCovered is an errGone that may pass.
+	errCovered = fmt.Errorf("%w: it is %v", errGone, covered)
+)
 
 // where is what became of a mount.
 type where int
@@ -119,7 +123,10 @@ func (a *attachment) end(lazy bool) error {
 	if err != nil {
 		return err
 	}
-	if w != there {
+	switch w {
+	case covered:
+		return errCovered
+	case gone:
 		return fmt.Errorf("%w: it is %v", errGone, w)
 	}
 	return unmount(path, lazy)

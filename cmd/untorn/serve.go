@@ -21,7 +21,8 @@ const (
 
 // catchSignals is called before the mount, so that a signal in between is not lost with the mount left behind.
 func catchSignals() <-chan os.Signal {
-	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	// SIGTTOU: the server logs to a terminal (-f) of which its process group is not the foreground (stty tostop).
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE, unix.SIGTTOU)
 	c := make(chan os.Signal, 2)
 	signal.Notify(c, unix.SIGTERM, unix.SIGINT)
 	return c
@@ -86,23 +87,28 @@ type ender struct {
 // obey ends the mount at the first signal, as soon as nobody uses it any more, and detaches it at the second. It returns
 // whether there was a signal.
 func (e ender) obey(stop <-chan os.Signal) bool {
+	// The second is the second to the same process: who ends a service signals both at once.
+	var here, there int
 	select {
 	case sig := <-stop:
+		here++
 		e.log.Info("unmounting", "signal", sig.String())
 	case <-e.asked:
+		there++
 		e.log.Info("unmounting", "signal", "sent to the server")
 	case <-e.ended:
 		return false
 	}
-	e.unmount(stop)
+	e.unmount(stop, here, there)
 	return true
 }
 
-func (e ender) unmount(stop <-chan os.Signal) {
+// unmount is told how many signals there were, to this process and to the other.
+func (e ender) unmount(stop <-chan os.Signal, here, there int) {
 	reported := time.Time{}
 	for {
 		err := e.a.unmount()
-		if err == nil || errors.Is(err, errGone) {
+		if err == nil || isGone(err) {
 			return
 		}
 		if time.Since(reported) > reportEvery {
@@ -110,18 +116,29 @@ func (e ender) unmount(stop <-chan os.Signal) {
 			go e.explain(err)
 		}
 		select {
-		case sig := <-stop:
-			e.log.Warn("detaching the busy mount; it ends with its last user", "signal", sig.String())
-			if err := e.a.detach(); err != nil {
-				e.log.Error("detaching", "err", err)
-			}
-			return
+		case <-stop:
+			here++
+		case <-e.asked:
+			there++
 		case <-e.ended:
 			return
 		case <-time.After(retryEvery):
+			continue
 		}
+		if max(here, there) < 2 {
+			continue
+		}
+		e.log.Warn("detaching the busy mount, because of a second signal; it ends with its last user")
+		if err = e.a.detach(); err == nil || isGone(err) {
+			return
+		}
+		e.log.Error("detaching", "err", err)
 	}
 }
+
+// isGone reports whether a mount is not to be ended any more. One that is covered comes to light again when what covers it
+// is unmounted.
+func isGone(err error) bool { return errors.Is(err, errGone) && !errors.Is(err, errCovered) }
 
 // explain logs why the mount could not be ended.
 func (e ender) explain(err error) {

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"untorn/fs"
 )
 
@@ -15,6 +17,7 @@ const backingFd = 4
 // serveFor is the server process: it serves the mounts that its supervisor makes. It touches neither mount nor mountpoint.
 // What it has to say to the user goes to the supervisor; its stderr is the log.
 func (c *mountCmd) serveFor(l *link) error {
+	unix.CloseOnExec(backingFd) // what this process starts has no business there
 	nameProcess("untorn-server")
 	log, err := c.Log.to(os.Stderr)
 	if err != nil {

@@ -2,12 +2,8 @@ package main
 
 import (
 	"errors"
-	"fmt"
-	"math"
 	"os"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -35,9 +31,8 @@ type supervisor struct {
 
 // supervise mounts and returns when the mount has ended.
 func (c *mountCmd) supervise(seat *seat, log *logger, parent *readyPipe, stop <-chan os.Signal) error {
-	// What we have inherited, the descriptor of a lock file say, a server must not inherit.
-	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil && err != unix.ENOSYS {
-		return fmt.Errorf("marking inherited descriptors: %w", err)
+	if err := keepInherited(); err != nil {
+		return err
 	}
 	s := &supervisor{mountCmd: c, seat: seat, log: log, stop: stop}
 	p, err := s.start()
@@ -99,13 +94,10 @@ func (s *supervisor) restart(dead *serverProcess) (*serverProcess, error) {
 	if err := s.mounted.abort(); err != nil {
 		s.log.Debug("aborting the connection", "err", err)
 	}
-	if time.Since(dead.began) >= early {
+	if s.deaths++; time.Since(dead.began) >= early {
 		s.deaths = 0
 	}
-	for {
-		if s.deaths++; s.deaths >= s.Restarts {
-			return nil, s.giveUp(how)
-		}
+	for s.deaths < s.Restarts {
 		if !s.pause() {
 			s.log.Info("not mounting again, because of a signal")
 			return nil, s.clear()
@@ -121,7 +113,9 @@ func (s *supervisor) restart(dead *serverProcess) (*serverProcess, error) {
 		}
 		how = "could not start: " + err.Error()
 		s.log.Error("mounting again", "err", err)
+		s.deaths++
 	}
+	return nil, s.giveUp(how)
 }
 
 // giveUp ends a mount whose servers die again and again.
