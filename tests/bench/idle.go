@@ -78,23 +78,33 @@ func openFiles(b *bench, s *subject) (float64, error) {
 	}
 	n := b.count(1000)
 	before := resident(s)
-	files := make([]*os.File, 0, n)
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
+	files, err := writing(dir, n)
+	defer closeAll(files)
+	if err != nil {
+		return 0, err
+	}
+	return max(0, resident(s)-before) / 1024 / float64(n), nil
+}
+
+// writing opens n new files and writes to them. Those that were opened are returned with an error as well.
+func writing(dir string, n int) (files []*os.File, err error) {
 	for i := range n {
 		f, err := os.Create(filepath.Join(dir, fmt.Sprint(i)))
 		if err != nil {
-			return 0, err
+			return files, err
 		}
 		files = append(files, f)
 		if _, err := f.Write(block); err != nil {
-			return 0, err
+			return files, err
 		}
 	}
-	return max(0, resident(s)-before) / 1024 / float64(n), nil
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 // makeForest makes 500,000 files in 1,000 directories.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"time"
@@ -20,27 +19,13 @@ func recovery(b *bench, s *subject) (float64, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return 0, err
 	}
-	n := b.count(10000)
-	files := make([]*os.File, 0, n)
-	closeAll := func() {
-		for _, f := range files {
-			f.Close()
-		}
-		files = nil
-	}
-	defer closeAll()
-	for i := range n {
-		f, err := os.Create(filepath.Join(dir, fmt.Sprint(i)))
-		if err != nil {
-			return 0, err
-		}
-		files = append(files, f)
-		if _, err := f.Write(block); err != nil {
-			return 0, err
-		}
+	files, err := writing(dir, b.count(10000))
+	if err != nil {
+		closeAll(files)
+		return 0, err
 	}
 	s.kill()
-	closeAll()
+	closeAll(files)
 	if err := syncAll(b); err != nil {
 		return 0, err
 	}
