@@ -42,8 +42,8 @@
 // # When the serving process dies
 //
 // The kernel ends the connection when its last descriptor is closed: whoever waits for an answer gets ECONNABORTED, and
-// then everybody ENOTCONN. (A thread that is in an fsync of a slow disk holds it until that returns.) The next process recovers what was staged, and its mount takes the place of the dead one (see
-// cmd/untorn/replace.go). Descriptors that were open stay on the dead mount. With passthrough their reads and writes go on
+// then everybody ENOTCONN. (A thread that is in an fsync of a slow disk holds it until that returns.) The next process
+// recovers what was staged, and its mount takes the place of the dead one (see cmd/untorn/replace.go). Descriptors that were open stay on the dead mount. With passthrough their reads and writes go on
 // to the backing file, which for a staged file is in the salvage then; fsync and close return ENOTCONN. A database is a
 // version, and locks live on the dead mount, so it is refused to writers until those have closed it (txn.ErrRival).
 //
@@ -65,10 +65,9 @@
 //
 // # Locks
 //
-// redirects.mu, pins.mu, files.mu and nodes.mu are taken for a few instructions, the first before the last, the others alone.
-// node.mu is held while a file of the
-// node is opened or closed and comes before nodes.mu; it is let go before anything is published, because txn takes locks
-// of directories then, which lookups hold while they ask for nodes.
+// redirects.mu, pins.mu, files.mu and nodes.mu are taken for a few instructions, the first before the last, the others
+// alone. node.mu is held while a file of the node is opened or closed and comes before nodes.mu; it is let go before
+// anything is published, because txn takes locks of directories then, which lookups hold while they ask for nodes.
 //
 // # Kernel behaviour that this relies on
 //
