@@ -16,7 +16,6 @@ var errnos = []struct {
 	errno unix.Errno
 }{
 	{txn.ErrStale, unix.ESTALE},
-	{txn.ErrReserved, unix.EEXIST},
 	{txn.ErrClosed, unix.EIO},
 	{txn.ErrOwner, unix.EPERM},
 	{txn.ErrReadOnly, unix.EROFS},

@@ -23,7 +23,7 @@ type disk struct {
 	top  int // the newest descriptor
 	inos map[uint64]*inode
 	ops  []nameOp // what happened to names and is not durable yet, oldest first
-	// clock is the time of the next change. It lies an hour back, so that whatever a dead daemon left is old (isStray).
+	// clock is the time of the next change. It lies an hour back, so that whatever a dead daemon left is old.
 	clock time.Time
 	cred  Cred // for whom files are made
 	as    sync.Mutex

@@ -7,9 +7,6 @@ var (
 	// published meanwhile. The kernel repeats the lookup when it is told ESTALE.
 	ErrStale = errors.New("stale: the name leads elsewhere now")
 
-	// ErrReserved: the name belongs to a staged file that has no version yet, and the caller may not see it.
-	ErrReserved = errors.New("the name is reserved by a file that is being written")
-
 	// ErrPoisoned: a write to the staged file failed, or would have; it is not published, whatever the writer says.
 	ErrPoisoned = errors.New("a write to the staged file failed")
 
